@@ -1,0 +1,1 @@
+"""What a labelled photo is, and how it reaches the model."""

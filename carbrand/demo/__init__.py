@@ -1,0 +1,1 @@
+"""Sample photos drawn by the program, and the whole flow on them."""

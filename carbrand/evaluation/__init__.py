@@ -1,0 +1,1 @@
+"""A trained model over a split: metrics and the report."""

@@ -1,0 +1,75 @@
+"""Files written so that no reader ever sees half of one, content hashes, and the names of shards."""
+
+import contextlib
+import hashlib
+import json
+import os
+import pathlib
+import tempfile
+from collections.abc import Iterator
+from typing import IO, Any
+
+
+def sha256(content: bytes | memoryview) -> str:
+    """SHA-256 of `content`, in 64 hexadecimal digits."""
+    return hashlib.sha256(content).hexdigest()
+
+
+def fingerprint(value: Any) -> str:
+    """SHA-256 of a JSON value, whatever the order of its keys."""
+    return sha256(json.dumps(value, sort_keys=True, ensure_ascii=True).encode())
+
+
+@contextlib.contextmanager
+def atomic_writer(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
+    """Opens a temporary file beside `path` and renames it to `path` when the block ends without an error.
+
+    Two writers of the same `path` do not disturb each other: the last one to finish wins, whole.
+    """
+    path = pathlib.Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
+        raise
+
+
+def write_bytes(path: str | os.PathLike[str], content: bytes) -> None:
+    """Writes `content` to `path` atomically."""
+    with atomic_writer(path) as file:
+        file.write(content)
+
+
+def write_text(path: str | os.PathLike[str], text: str) -> None:
+    """Writes `text` to `path` in UTF-8, atomically."""
+    write_bytes(path, text.encode())
+
+
+def write_json(path: str | os.PathLike[str], value: Any) -> None:
+    """Writes `value` to `path` as indented JSON, atomically."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_jsonl(path: str | os.PathLike[str], rows: Any) -> None:
+    """Writes each of `rows` as one line of JSON, atomically."""
+    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+def shard_name(split: str, shard: int, num_shards: int) -> str:
+    """The file name of one shard, as TFDS's `builder_from_directory` expects it."""
+    return f"carbrand-{split}.tfrecord-{shard:05d}-of-{num_shards:05d}"
+
+
+def _umask() -> int:
+    # mkstemp makes files that only the owner can read; give the renamed file the usual rights.
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

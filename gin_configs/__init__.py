@@ -1,0 +1,1 @@
+"""Gin recipes; `carbrand.config` finds them from a checkout and from an installed wheel alike."""
