@@ -1,0 +1,284 @@
+"""The command line: one subcommand per stage. A stage is imported only inside its handler, so that help is instant."""
+
+import argparse
+import logging
+import os
+import pathlib
+import shlex
+import sys
+from collections.abc import Sequence
+
+from absl import app, flags
+from absl.flags import argparse_flags
+
+import carbrand
+from carbrand.errors import CarbrandError, ConfigError
+
+_EPILOG = """the whole flow:
+  carbrand build --input photos --output records
+  carbrand train --data records --run runs/first --gin_file probe --gin_param "weights.path='imagenet'"
+  carbrand evaluate --run runs/first --data records
+  carbrand export --run runs/first --output model
+  carbrand predict --model model some_photo.jpg
+
+Bad input exits with 2, a failed gate with 3."""
+
+
+def main() -> None:
+    """Entry point of the `carbrand` command."""
+    app.run(_run, flags_parser=_parse)
+
+
+def _parse(argv: Sequence[str]) -> argparse.Namespace:
+    arguments, beam_arguments = list(argv[1:]), []
+    if "--" in arguments:
+        cut = arguments.index("--")
+        arguments, beam_arguments = arguments[:cut], arguments[cut + 1 :]
+    options = make_parser().parse_args(arguments)
+    if beam_arguments and options.command != "build":
+        raise SystemExit("carbrand: only `carbrand build` takes Beam options after --")
+    options.beam_arguments = beam_arguments
+    flags.FLAGS(argv[:1])  # absl wants its own flags parsed; the stages have none
+    return options
+
+
+def _run(options: argparse.Namespace) -> int:
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # before TensorFlow is imported: its start-up notes help nobody
+    logging.basicConfig(format="%(message)s", level=logging.WARNING, force=True)
+    logging.getLogger("carbrand").setLevel(logging.INFO)
+    try:
+        return options.handler(options) or 0
+    except CarbrandError as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return error.exit_code
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The parser of all subcommands."""
+    parser = argparse_flags.ArgumentParser(
+        prog="carbrand",
+        description="From a folder of labelled car photos to a brand classifier in production.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        inherited_absl_flags=None,
+    )
+    parser.add_argument("--version", action="version", version=f"carbrand {carbrand.__version__}")
+    stages = parser.add_subparsers(dest="command", required=True, metavar="STAGE")
+    for add in (_add_demo, _add_build, _add_train, _add_evaluate, _add_export, _add_predict):
+        add(stages)
+    return parser
+
+
+def _add_stage(stages: argparse._SubParsersAction, name: str, purpose: str, example: str) -> argparse.ArgumentParser:
+    return stages.add_parser(
+        name,
+        help=purpose,
+        description=purpose[0].upper() + purpose[1:] + ".",
+        epilog=f"example:\n  {example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        inherited_absl_flags=None,
+        allow_abbrev=False,
+    )
+
+
+def _add_demo(stages: argparse._SubParsersAction) -> None:
+    stage = _add_stage(
+        stages, "demo", "draw sample photos, then run the whole flow on them", "carbrand demo --dir demo"
+    )
+    stage.add_argument("--dir", default="demo", help="folder for photos, records, run and model (default: %(default)s)")
+    stage.add_argument("--photos_per_brand", type=int, default=None, help="how many photos of each brand to draw")
+    stage.add_argument("--epochs", type=float, default=None, help="passes over the training photos")
+    stage.set_defaults(handler=_demo)
+
+
+def _demo(options: argparse.Namespace) -> int:
+    from carbrand.demo import demo
+
+    given = {
+        name: getattr(options, name) for name in ("photos_per_brand", "epochs") if getattr(options, name) is not None
+    }
+    demo.run(options.dir, **given)
+    return 0
+
+
+def _add_build(stages: argparse._SubParsersAction) -> None:
+    stage = _add_stage(
+        stages,
+        "build",
+        "turn a folder of photos, one folder per brand, into checked, deduplicated, split TFRecords",
+        "carbrand build --input photos --output records --resize_short 256",
+    )
+    stage.add_argument("--input", required=True, help="folder with one folder of photos per brand")
+    stage.add_argument("--output", required=True, help="folder for the records")
+    stage.add_argument("--num_shards", type=int, default=None, help="files of the train split (default: by size)")
+    stage.add_argument(
+        "--split", default="0.8,0.1,0.1", help="shares of train, validation, test (default: %(default)s)"
+    )
+    stage.add_argument("--seed", type=int, default=0, help="of the splits and of the order (default: %(default)s)")
+    stage.add_argument(
+        "--resize_short",
+        type=int,
+        default=None,
+        metavar="PX",
+        help="shrink photos to this short side; 0: keep their size",
+    )
+    stage.add_argument(
+        "--max_reject_fraction", type=float, default=None, help="fail (exit 3) if more photos are unusable"
+    )
+    stage.add_argument(
+        "--workers", type=int, default=None, help="processes on this machine (default: by number of photos)"
+    )
+    stage.add_argument(
+        "--cache_dir", default=None, help="keep checked photos here, for the next build (default: discarded)"
+    )
+    stage.add_argument("--overwrite", action="store_true", help="replace records that are there already")
+    stage.usage = f"{stage.format_usage().removeprefix('usage: ').rstrip()} [-- BEAM OPTIONS]"
+    stage.set_defaults(handler=_build)
+
+
+def _build(options: argparse.Namespace) -> int:
+    try:
+        from beam_jobs import build_dataset
+    except ModuleNotFoundError as error:
+        if error.name is None or not error.name.startswith("apache_beam"):
+            raise
+        raise ConfigError("`carbrand build` needs Apache Beam. Run: pip install 'carbrand[beam]'") from error
+    from carbrand.data import splits
+
+    given = {
+        "resize_short_px": options.resize_short,
+        "max_reject_fraction": options.max_reject_fraction,
+    }
+    given = {name: value for name, value in given.items() if value is not None}
+    if given.get("resize_short_px") == 0:
+        given["resize_short_px"] = None
+    build_dataset.run(
+        options.input,
+        options.output,
+        num_shards=options.num_shards,
+        fractions=splits.parse_fractions(options.split),
+        seed=options.seed,
+        workers=options.workers,
+        cache_dir=options.cache_dir,
+        beam_args=options.beam_arguments,
+        overwrite=options.overwrite,
+        command=shlex.join(["carbrand", *sys.argv[1:]]),
+        **given,
+    )
+    return 0
+
+
+def _add_train(stages: argparse._SubParsersAction) -> None:
+    stage = _add_stage(
+        stages,
+        "train",
+        "train on records, or go on with an interrupted run",
+        "carbrand train --data records --run runs/first --gin_file finetune "
+        "--gin_param \"weights.path='imagenet'\" --gin_param train.run.batch_size=64",
+    )
+    stage.add_argument("--data", required=True, help="folder of records")
+    stage.add_argument("--run", required=True, help="folder for checkpoints, metrics and config; resumes what is there")
+    stage.add_argument(
+        "--gin_file", action="append", default=[], help="recipe: a path, or probe, finetune, scratch, smoke"
+    )
+    stage.add_argument(
+        "--gin_param", action="append", default=[], metavar="NAME=VALUE", help="binding, over the recipe's"
+    )
+    stage.set_defaults(handler=_train)
+
+
+def _train(options: argparse.Namespace) -> int:
+    from carbrand.data import manifest
+
+    manifest.load(options.data)  # a wrong folder is said before TensorFlow takes its seconds to load
+    from carbrand import config
+    from carbrand.training import train
+
+    config.parse(options.gin_file, options.gin_param)
+    result = train.run(options.data, options.run)
+    print(f"{options.run}: {result.steps} steps, best validation accuracy {result.best_accuracy:.1%}")
+    return 0
+
+
+def _add_evaluate(stages: argparse._SubParsersAction) -> None:
+    stage = _add_stage(
+        stages,
+        "evaluate",
+        "accuracy, precision, recall, F1 and confusion matrix over a split, each photo exactly once",
+        "carbrand evaluate --run runs/first --data records --split test",
+    )
+    model = stage.add_mutually_exclusive_group(required=True)
+    model.add_argument("--run", help="folder of a run: its best checkpoint")
+    model.add_argument("--model", help="folder of an exported model")
+    stage.add_argument("--data", required=True, help="folder of records")
+    stage.add_argument("--split", default="test", help="train, validation or test (default: %(default)s)")
+    stage.add_argument(
+        "--output", default=None, help="folder for the report (default: evaluation-SPLIT in the run or model)"
+    )
+    stage.set_defaults(handler=_evaluate)
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    from carbrand.data import manifest
+
+    manifest.load(options.data)
+    from carbrand.evaluation import evaluate, report
+
+    result, folder = evaluate.run(
+        options.data, run_dir=options.run, model_dir=options.model, split=options.split, output=options.output
+    )
+    print(report.text(result, report.load(folder)["facts"]), end="")
+    print(f"Report: {folder}")
+    return 0
+
+
+def _add_export(stages: argparse._SubParsersAction) -> None:
+    stage = _add_stage(
+        stages,
+        "export",
+        "write a run's best checkpoint as a SavedModel from encoded photos to brands",
+        "carbrand export --run runs/first --data records --output model",
+    )
+    stage.add_argument("--run", required=True, help="folder of a run")
+    stage.add_argument("--output", required=True, help="folder for the exported model")
+    stage.add_argument("--data", default=None, help="records on which the export must answer as the run does")
+    stage.add_argument("--overwrite", action="store_true", help="replace an older export")
+    stage.set_defaults(handler=_export)
+
+
+def _export(options: argparse.Namespace) -> int:
+    from carbrand.serving import export
+
+    folder = export.run(options.run, options.output, data=options.data, overwrite=options.overwrite)
+    print(f"Model: {folder}")
+    return 0
+
+
+def _add_predict(stages: argparse._SubParsersAction) -> None:
+    stage = _add_stage(
+        stages,
+        "predict",
+        "predict the brand of photos; exits with 1 if some could not be read",
+        "carbrand predict --model model photo.jpg more_photos/ --format csv --output predictions.csv",
+    )
+    stage.add_argument("--model", required=True, help="folder of an exported model")
+    stage.add_argument("paths", nargs="+", metavar="PATH", help="photos, or folders of photos")
+    stage.add_argument("--format", default="table", choices=("table", "csv", "jsonl"), help="(default: %(default)s)")
+    stage.add_argument("--output", default=None, help="file to write to (default: the terminal)")
+    stage.set_defaults(handler=_predict)
+
+
+def _predict(options: argparse.Namespace) -> int:
+    from carbrand import exported
+
+    exported.load(options.model)
+    from carbrand.serving import predict
+
+    text, failures = predict.run(options.model, options.paths, output_format=options.format, output=options.output)
+    if options.output is None:
+        print(text, end="")
+    else:
+        print(f"Predictions: {pathlib.Path(options.output)}")
+    if failures:
+        print(f"{failures} photos could not be read.", file=sys.stderr)
+    return 1 if failures else 0

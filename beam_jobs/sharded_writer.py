@@ -1,0 +1,218 @@
+"""A PTransform that writes records as exactly N shards per split, in one global order, the same bytes in every run.
+
+The order is that of a hash of (seed, key). A record's rank in it is found in two steps, so that no worker ever holds
+more than one bucket or one shard of metadata: how many records come in the buckets before, and its place in its own.
+"""
+
+import dataclasses
+import hashlib
+import pathlib
+from collections.abc import Callable, Iterable, Iterator
+
+import numpy as np
+
+from beam_jobs import runners
+from carbrand import files
+from carbrand.data import manifest, records
+
+beam = runners.beam  # not imported here: runners keeps it quiet
+
+BUCKETS = 1024  # per split; a million records make buckets of about 1,000
+SHARD_BYTES = 128 * 2**20  # about; large enough for sequential reads, small enough to spread over workers
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+    """What is known of one record; its payload stays on disk until it is written.
+
+    Attributes:
+        split: it goes to.
+        key: unique; the order of the records follows from it.
+        label: 0-based.
+        num_bytes: of the payload, about; decides on the number of shards.
+        source: whatever `payload_of` needs to make the payload.
+    """
+
+    split: str
+    key: str
+    label: int
+    num_bytes: int
+    source: object
+
+
+@dataclasses.dataclass(frozen=True)
+class WrittenShard:
+    """One finished shard file; its index rows stand in the file `index_part(split, number)`."""
+
+    split: str
+    number: int
+    shard: manifest.Shard
+
+
+@dataclasses.dataclass(frozen=True)
+class _BucketSize:
+    split: str
+    bucket: int
+    num_records: int
+    num_bytes: int
+
+
+@dataclasses.dataclass(frozen=True)
+class _Plan:
+    """Of one bucket: how many records come before it in its split, which has so many records and shards."""
+
+    first_rank: int
+    num_records: int
+    num_shards: int
+
+
+@dataclasses.dataclass(frozen=True)
+class _Placed:
+    """A record with its rank in its split."""
+
+    rank: int
+    shard: int
+    num_shards: int
+    record: Record
+
+
+class WriteShards(beam.PTransform):
+    """PCollection[Record] -> PCollection[WrittenShard].
+
+    Writing is idempotent: a runner may do a shard twice, or in two workers at once.
+    """
+
+    def __init__(
+        self,
+        output_dir: str,
+        index_dir: str,
+        payload_of: Callable[[Record], bytes],
+        *,
+        seed: int,
+        num_train_shards: int | None,
+    ) -> None:
+        """Sets where and how to write.
+
+        Args:
+            output_dir: for the shards; on a disk that all workers share.
+            index_dir: for the parts of the index, one file per shard.
+            payload_of: makes the payload of a record; picklable.
+            seed: of the order.
+            num_train_shards: exactly so many for train (but no more than it has records), as many in proportion for
+                the others; by default about one per `SHARD_BYTES`.
+        """
+        super().__init__()
+        self._output_dir = output_dir
+        self._index_dir = index_dir
+        self._payload_of = payload_of
+        self._seed = seed
+        self._num_train_shards = num_train_shards
+
+    def expand(self, pcoll: beam.PCollection) -> beam.PCollection:
+        """The steps."""
+        buckets = (
+            pcoll
+            | "Bucket" >> beam.Map(_with_bucket, self._seed)  # (bucket name, Record)
+            | "GroupBucket" >> beam.GroupByKey()  # (bucket name, [Record])
+            | "SortBucket" >> beam.Map(_sorted_bucket, self._seed)  # (bucket name, [Record])
+        )
+        plans = (
+            buckets
+            | "SizeOfBucket" >> beam.Map(_with_one_key)  # ("", _BucketSize)
+            | "GroupSizes" >> beam.GroupByKey()  # ("", [_BucketSize])
+            | "Plan" >> beam.FlatMap(_plan, self._num_train_shards)  # (bucket name, _Plan)
+        )
+        return (
+            (buckets, plans)
+            | "BucketsAndPlans" >> beam.Flatten()  # (bucket name, [Record] | _Plan)
+            | "JoinPlans" >> beam.GroupByKey()  # (bucket name, [[Record], _Plan])
+            | "Place" >> beam.FlatMap(_place)  # (shard name, _Placed)
+            | "GroupShard" >> beam.GroupByKey()  # (shard name, [_Placed])
+            | "WriteShard"
+            >> beam.Map(_write_shard, self._output_dir, self._index_dir, self._payload_of)  # WrittenShard
+        )
+
+
+def num_shards_of(sizes: dict[str, int], num_bytes: dict[str, int], num_train_shards: int | None) -> dict[str, int]:
+    """How many shards each split gets: at least one, and at most one per record.
+
+    Args:
+        sizes: records per split, none of them 0.
+        num_bytes: per split.
+        num_train_shards: as asked for, or None: by bytes.
+    """
+    if num_train_shards is None:
+        wanted = {split: round(num_bytes[split] / SHARD_BYTES) for split in sizes}
+    else:
+        num_train = sizes.get("train", max(sizes.values()))
+        wanted = {split: round(num_train_shards * size / num_train) for split, size in sizes.items()}
+    return {split: min(max(wanted[split], 1), size) for split, size in sizes.items()}
+
+
+def index_part(split: str, number: int) -> str:
+    """The name of the file with the index rows of one shard."""
+    return f"{split}-{number:05d}.npy"
+
+
+def _order(record: Record, seed: int) -> bytes:
+    return hashlib.sha256(f"order:{seed}:{record.key}".encode()).digest()
+
+
+def _with_bucket(record: Record, seed: int) -> tuple[str, Record]:
+    bucket = int.from_bytes(_order(record, seed)[:4], "big") * BUCKETS >> 32
+    return f"{record.split}/{bucket:04d}", record
+
+
+def _sorted_bucket(element: tuple[str, Iterable[Record]], seed: int) -> tuple[str, list[Record]]:
+    name, members = element
+    return name, sorted(members, key=lambda record: (_order(record, seed), record.key))
+
+
+def _with_one_key(element: tuple[str, list[Record]]) -> tuple[str, _BucketSize]:
+    name, members = element
+    split, _, bucket = name.partition("/")
+    return "", _BucketSize(split, int(bucket), len(members), sum(record.num_bytes for record in members))
+
+
+def _plan(element: tuple[str, Iterable[_BucketSize]], num_train_shards: int | None) -> Iterator[tuple[str, _Plan]]:
+    buckets = sorted(element[1], key=lambda size: (size.split, size.bucket))
+    sizes: dict[str, int] = {}
+    num_bytes: dict[str, int] = {}
+    first_ranks = []
+    for bucket in buckets:
+        first_ranks.append(sizes.get(bucket.split, 0))
+        sizes[bucket.split] = sizes.get(bucket.split, 0) + bucket.num_records
+        num_bytes[bucket.split] = num_bytes.get(bucket.split, 0) + bucket.num_bytes
+    num_shards = num_shards_of(sizes, num_bytes, num_train_shards)
+    for bucket, first_rank in zip(buckets, first_ranks, strict=True):
+        plan = _Plan(first_rank, sizes[bucket.split], num_shards[bucket.split])
+        yield f"{bucket.split}/{bucket.bucket:04d}", plan
+
+
+def _place(element: tuple[str, Iterable[list[Record] | _Plan]]) -> Iterator[tuple[str, _Placed]]:
+    joined = list(element[1])
+    plan = next(part for part in joined if isinstance(part, _Plan))
+    bucket = next(part for part in joined if isinstance(part, list))
+    for rank, record in enumerate(bucket, start=plan.first_rank):
+        shard = rank * plan.num_shards // plan.num_records
+        yield f"{record.split}/{shard}", _Placed(rank, shard, plan.num_shards, record)
+
+
+def _write_shard(
+    element: tuple[str, Iterable[_Placed]], output_dir: str, index_dir: str, payload_of: Callable[[Record], bytes]
+) -> WrittenShard:
+    placed = sorted(element[1], key=lambda item: item.rank)
+    split, number = placed[0].record.split, placed[0].shard
+    name = files.shard_name(split, number, placed[0].num_shards)
+    digest = hashlib.sha256()
+    index = np.zeros(len(placed), records.INDEX_DTYPE)
+    offset = 0
+    with files.atomic_writer(pathlib.Path(output_dir, name)) as file:
+        for row, item in enumerate(placed):
+            frame = records.frame(payload_of(item.record))
+            file.write(frame)
+            digest.update(frame)
+            index[row] = (number, offset, len(frame) - records.FRAME_BYTES, item.record.label)
+            offset += len(frame)
+    files.write_bytes(pathlib.Path(index_dir, index_part(split, number)), manifest.index_bytes(index))
+    return WrittenShard(split, number, manifest.Shard(name, len(placed), offset, digest.hexdigest()))

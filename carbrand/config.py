@@ -1,0 +1,94 @@
+"""The gin glue: recipe files and bindings in, checked and locked; a run's whole config out."""
+
+import difflib
+import importlib.util
+import inspect
+import os
+import pathlib
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import gin
+
+from carbrand.errors import ConfigError
+
+# gin 0.5.0 uses importlib.util without importing it: the import above is for gin as well.
+_RECIPES = "gin_configs"
+
+
+def parse(gin_files: Sequence[str] = (), bindings: Sequence[str] = ()) -> None:
+    """Replaces all gin bindings by those of `gin_files`, then `bindings`, which win. Import the configurables first.
+
+    Raises:
+      ConfigError: No such file, bad syntax, or an unknown name (the nearest known one is given).
+    """
+    gin.clear_config(clear_constants=True)
+    for file in gin_files:
+        _parse(find_recipe(file).read_text(), file)
+    for binding in bindings:
+        _parse(binding, f"--gin_param {binding!r}")
+
+
+def find_recipe(name: str) -> pathlib.Path:
+    """The path of a gin file: as given, or one of our recipes (`probe`, `probe.gin`, `gin_configs/probe.gin`)."""
+    path = pathlib.Path(name)
+    if path.is_file():
+        return path
+    recipes = _recipes_folder()
+    own = recipes / path.with_suffix(".gin").name
+    if path.parent.name in ("", _RECIPES) and own.is_file():
+        return own
+    known = ", ".join(sorted(recipe.stem for recipe in recipes.glob("*.gin")))
+    raise ConfigError(f"{name}: no such gin file, nor a recipe of carbrand's. Recipes: {known}.")
+
+
+def as_gin(groups: Mapping[str, Mapping[str, Any]]) -> str:
+    """Values by group and name -> gin text that sets each of them.
+
+    gin's own operative config holds only what gin itself has passed to a function, not what a Python caller did.
+    """
+    return "\n".join(f"{group}.{name} = {v!r}" for group, values in groups.items() for name, v in values.items()) + "\n"
+
+
+def _recipes_folder() -> pathlib.Path:
+    spec = importlib.util.find_spec(_RECIPES)
+    assert spec is not None
+    assert spec.submodule_search_locations
+    return pathlib.Path(next(iter(spec.submodule_search_locations)))
+
+
+def _parse(text: str, where: str | os.PathLike[str]) -> None:
+    try:
+        gin.parse_config(text)
+    except (ValueError, SyntaxError) as error:
+        message = str(error).splitlines()[0].rstrip(".")
+        line = re.search(r"line (\d+)", str(error))
+        place = f"{where}, line {line[1]}" if line and len(text.splitlines()) > 1 else f"{where}"
+        raise ConfigError(f"{place}: {message}.{_hint(text, str(error))}") from error
+
+
+def _hint(text: str, message: str) -> str:
+    known = _known_parameters()
+    unknown = re.search(r"^\s*([\w./]+)\s*=", _offending_line(text, message), re.MULTILINE)
+    if not unknown or not message.startswith(("No configurable", "Configurable")):
+        return " A value is a Python literal: strings in quotes, None, True, numbers, tuples."
+    nearest = difflib.get_close_matches(unknown[1], known, n=1, cutoff=0.4)
+    return f" Did you mean {nearest[0]}?" if nearest else f" Known: {', '.join(known)}."
+
+
+def _offending_line(text: str, message: str) -> str:
+    number = re.search(r"line (\d+)", message)
+    lines = text.splitlines()
+    return lines[int(number[1]) - 1] if number and int(number[1]) <= len(lines) else text
+
+
+def _known_parameters() -> list[str]:
+    """Every knob, as a recipe addresses it: such as `model.variant` or `train.run.epochs`."""
+    return sorted(
+        f"{selector.removeprefix('carbrand.')}.{parameter.name}"
+        for selector, configurable in gin.config._REGISTRY.items()
+        if not selector.startswith("gin.")
+        for parameter in inspect.signature(configurable.wrapped).parameters.values()
+        if parameter.default is not parameter.empty
+    )

@@ -1,0 +1,226 @@
+"""What a records folder holds: its splits, brands, shards and how it was made, in manifest.json and as TFDS metadata.
+
+A folder is complete only when manifest.json is there: it is written last.
+"""
+
+import dataclasses
+import io
+import json
+import os
+import pathlib
+from typing import Any
+
+import numpy as np
+
+from carbrand import errors, files
+from carbrand.data import records
+
+FILE_NAME = "manifest.json"
+SPLITS = ("train", "validation", "test")
+
+# Where TFDS looks for the names of the nested ClassLabel; without it the brands are shown as '0', '1', …
+TFDS_LABELS_FILE = "image-class-label.labels.txt"
+_TFDS_FEATURES = "tensorflow_datasets.core.features"
+
+
+@dataclasses.dataclass(frozen=True)
+class Shard:
+    """One TFRecord file: its name, how many records and bytes it holds, and the SHA-256 of its content."""
+
+    name: str
+    records: int
+    bytes: int
+    sha256: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+    """The shards of one split, in dataset order, and its number of photos per brand, in the order of the brands."""
+
+    shards: tuple[Shard, ...]
+    brand_counts: tuple[int, ...]
+
+    @property
+    def num_examples(self) -> int:
+        """How many records all shards hold together."""
+        return sum(shard.records for shard in self.shards)
+
+
+@dataclasses.dataclass(frozen=True)
+class Manifest:
+    """A complete records folder.
+
+    Attributes:
+        format_version: of the records; `records.FORMAT_VERSION` when written.
+        carbrand_version: that built the folder.
+        brands: in the order of the labels.
+        splits: of "train", "validation" and "test"; a split without photos has no shards.
+        resize_short_px: the longest short side stored, or None for photos stored at their own size.
+        jpeg_quality: of photos that had to be encoded again.
+        seed: of the splits and of the order of the records.
+        fractions: asked of train, validation and test.
+        counts: of photos: "seen", "kept", "duplicate", "conflict" and, by reason, "rejected".
+        fingerprint: of the content; see `fingerprint_of`.
+        command: that built the folder, for people.
+    """
+
+    format_version: int
+    carbrand_version: str
+    brands: tuple[str, ...]
+    splits: dict[str, Split]
+    resize_short_px: int | None
+    jpeg_quality: int
+    seed: int
+    fractions: tuple[float, float, float]
+    counts: dict[str, Any]
+    fingerprint: str
+    command: str
+
+
+def fingerprint_of(brands: tuple[str, ...], splits: dict[str, Split]) -> str:
+    """A hash that is equal for two folders exactly if they hold the same records in the same order."""
+    hashes = {name: [shard.sha256 for shard in split.shards] for name, split in splits.items()}
+    return files.fingerprint({"format_version": records.FORMAT_VERSION, "brands": brands, "shards": hashes})
+
+
+def load(folder: str | os.PathLike[str]) -> Manifest:
+    """Reads the manifest of `folder`.
+
+    Raises:
+        DataError: if `folder` does not exist, is not a complete records folder, or was written by another version.
+    """
+    path = pathlib.Path(folder) / FILE_NAME
+    if not path.parent.is_dir():
+        raise errors.DataError(
+            f"{folder}: no such folder. Make it with `carbrand build --input PHOTOS --output {folder}`."
+        )
+    if not path.exists():
+        raise errors.DataError(
+            f"{folder}: not a complete records folder: it has no {FILE_NAME}. If a build was stopped here, "
+            "run `carbrand build` again with the same arguments."
+        )
+    return _from_json(_parse(path), path)
+
+
+def load_index(folder: str | os.PathLike[str], split: str) -> np.ndarray:
+    """Where each record of `split` is: one row of `records.INDEX_DTYPE` per record, in dataset order.
+
+    Raises:
+        DataError: if there is no such split, or its index is missing or does not fit the manifest.
+    """
+    manifest = load(folder)
+    if split not in manifest.splits:
+        raise errors.DataError(f"{folder}: no split named {split!r}. Use one of: {', '.join(manifest.splits)}.")
+    path = pathlib.Path(folder) / index_name(split)
+    try:
+        index = np.load(path, allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise errors.DataError(f"{path}: cannot read the index ({error}). Run `carbrand build` again.") from error
+    if index.dtype != records.INDEX_DTYPE or len(index) != manifest.splits[split].num_examples:
+        raise errors.DataError(f"{path}: does not fit {FILE_NAME}: {len(index)} rows. Run `carbrand build` again.")
+    return index
+
+
+def index_name(split: str) -> str:
+    """The name of the index file of `split` in a records folder."""
+    return f"index-{split}.npy"
+
+
+def index_bytes(index: np.ndarray) -> bytes:
+    """`index` as the content of a .npy file."""
+    buffer = io.BytesIO()  # np.save to a real file hides the cause when the disk is full
+    np.save(buffer, index, allow_pickle=False)
+    return buffer.getvalue()
+
+
+def write(folder: str | os.PathLike[str], manifest: Manifest) -> None:
+    """Makes `folder`, where the shards and indexes already are, a complete one: TFDS metadata, then manifest.json."""
+    folder = pathlib.Path(folder)
+    files.write_text(folder / TFDS_LABELS_FILE, "".join(f"{brand}\n" for brand in manifest.brands))
+    files.write_json(folder / "features.json", _tfds_features(len(manifest.brands)))
+    files.write_json(folder / "dataset_info.json", _tfds_info(manifest))
+    files.write_json(folder / FILE_NAME, dataclasses.asdict(manifest))
+
+
+def _parse(path: pathlib.Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise errors.DataError(f"{path}: damaged ({error}). Run `carbrand build` again.") from error
+    version = content.get("format_version") if isinstance(content, dict) else None
+    if version != records.FORMAT_VERSION:
+        raise errors.DataError(
+            f"{path}: has format version {version}, this carbrand reads version {records.FORMAT_VERSION}. "
+            "Build the dataset again, or install the carbrand that wrote it."
+        )
+    return content
+
+
+def _from_json(content: dict[str, Any], path: pathlib.Path) -> Manifest:
+    try:
+        splits = {name: _split_from_json(split) for name, split in content["splits"].items()}
+        brands = tuple(content["brands"])
+        lists = {"brands": brands, "splits": splits, "fractions": tuple(content["fractions"])}
+        manifest = Manifest(**{**content, **lists})
+    except (KeyError, TypeError, AttributeError) as error:
+        raise errors.DataError(f"{path}: damaged ({error}). Run `carbrand build` again.") from error
+    if manifest.fingerprint != fingerprint_of(brands, splits):
+        raise errors.DataError(f"{path}: changed since it was written. Restore it, or run `carbrand build` again.")
+    return manifest
+
+
+def _split_from_json(split: dict[str, Any]) -> Split:
+    return Split(tuple(Shard(**shard) for shard in split["shards"]), tuple(split["brand_counts"]))
+
+
+def _tfds_info(manifest: Manifest) -> dict[str, Any]:
+    splits = [
+        {
+            "filepathTemplate": "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}",
+            "name": name,
+            "numBytes": str(sum(shard.bytes for shard in split.shards)),
+            "shardLengths": [str(shard.records) for shard in split.shards],
+        }
+        for name, split in manifest.splits.items()
+        if split.shards
+    ]
+    return {
+        "description": f"Car photos by brand, built by carbrand {manifest.carbrand_version}.",
+        "fileFormat": "tfrecord",
+        "name": "carbrand",
+        "splits": splits,
+        "version": f"{manifest.format_version}.0.0",
+    }
+
+
+def _tfds_features(num_brands: int) -> dict[str, Any]:
+    """Of `records.FEATURES`: TFDS joins nested names with '/'."""
+    text = {"pythonClassName": f"{_TFDS_FEATURES}.text_feature.Text", "text": {}}
+    integer = {
+        "pythonClassName": f"{_TFDS_FEATURES}.tensor_feature.Tensor",
+        "tensor": {"dtype": "int64", "encoding": "none", "shape": {}},
+    }
+    label = {
+        "pythonClassName": f"{_TFDS_FEATURES}.class_label_feature.ClassLabel",
+        "classLabel": {"numClasses": str(num_brands)},
+    }
+    encoded = {
+        "pythonClassName": f"{_TFDS_FEATURES}.image_feature.Image",
+        "image": {"dtype": "uint8", "encodingFormat": "jpeg", "shape": {"dimensions": ["-1", "-1", "3"]}},
+    }
+    image = {
+        "class": _tfds_dict({"label": label, "text": text}),
+        "encoded": encoded,
+        "filename": text,
+        "height": integer,
+        "key": _tfds_dict({"sha256": text}),
+        "width": integer,
+    }
+    return _tfds_dict({"image": _tfds_dict(image)})
+
+
+def _tfds_dict(features: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "pythonClassName": f"{_TFDS_FEATURES}.features_dict.FeaturesDict",
+        "featuresDict": {"features": features},
+    }

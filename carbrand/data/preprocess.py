@@ -1,0 +1,66 @@
+"""Image bytes -> [H, W, 3] uint8 as the network sees it: the one definition, for evaluation, export and serving."""
+
+import dataclasses
+
+import gin
+import tensorflow as tf
+
+from carbrand.errors import ConfigError
+
+
+@gin.configurable("preprocess", module="carbrand")
+@dataclasses.dataclass(frozen=True)
+class Preprocess:
+    """The part of a photo that is looked at, and the size it is resized to.
+
+    Attributes:
+      image_size_px: Side of the square image, or (height, width).
+      crop_fraction: The central window's share of the largest window with the image's aspect ratio, in (0, 1].
+    """
+
+    image_size_px: int | tuple[int, int] = 224
+    crop_fraction: float = 0.875  # He et al. 2015, arXiv:1512.03385: 224 of 256
+
+    def __post_init__(self) -> None:
+        size = self.image_size_px
+        sides = (size,) if isinstance(size, int) else size
+        if (
+            not isinstance(sides, tuple | list)
+            or len(sides) > 2
+            or not all(isinstance(s, int) and s >= 32 for s in sides)
+        ):
+            raise ConfigError(
+                f"preprocess.image_size_px={size!r}: give one side or (height, width), each a whole number from 32."
+            )
+        if not 0 < self.crop_fraction <= 1:
+            raise ConfigError(f"preprocess.crop_fraction={self.crop_fraction!r} is not in (0, 1].")
+
+    @property
+    def height_width(self) -> tuple[int, int]:
+        """Height and width in pixels."""
+        size = self.image_size_px
+        return (size, size) if isinstance(size, int) else (size[0], size[1])
+
+    def __call__(self, encoded: tf.Tensor) -> tf.Tensor:
+        """One encoded image (scalar string) -> [H, W, 3] uint8, RGB.
+
+        Bilinear with antialiasing, as a photo may be much larger than the network's input.
+        """
+        image = tf.io.decode_image(encoded, channels=3, expand_animations=False)
+        image = central_window(image, self.height_width, self.crop_fraction)
+        image = tf.image.resize(image, self.height_width, method="bilinear", antialias=True)
+        return to_uint8(image)
+
+
+def central_window(image: tf.Tensor, height_width: tuple[int, int], crop_fraction: float) -> tf.Tensor:
+    """Cuts the central window of `height_width`'s aspect ratio: [h, w, 3] -> [h', w', 3]."""
+    shape = tf.cast(tf.shape(image)[:2], tf.float32)
+    target = tf.constant(height_width, tf.float32)
+    window = tf.cast(tf.maximum(1.0, tf.round(target * tf.reduce_min(shape / target) * crop_fraction)), tf.int32)
+    top_left = (tf.shape(image)[:2] - window) // 2
+    return tf.slice(image, tf.concat([top_left, [0]], 0), tf.concat([window, [3]], 0))
+
+
+def to_uint8(image: tf.Tensor) -> tf.Tensor:
+    """Float pixels in 0..255, with some overshoot allowed -> uint8, rounded."""
+    return tf.cast(tf.clip_by_value(tf.round(image), 0.0, 255.0), tf.uint8)

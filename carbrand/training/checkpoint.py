@@ -1,0 +1,153 @@
+"""The whole training state in one file, written atomically: weights, optimizer, loss scale, step, config.
+
+An uncompressed .npz: arrays by variable path, plus the JSON of `meta`. Its zip checksums show a damaged file.
+"""
+
+import dataclasses
+import json
+import logging
+import os
+import pathlib
+import zipfile
+from typing import Any
+
+import keras
+import numpy as np
+
+from carbrand import files
+from carbrand.data.preprocess import Preprocess
+from carbrand.errors import CheckpointError
+from carbrand.training.model import ModelSpec, build_model
+
+FORMAT_VERSION = 1
+FOLDER = "checkpoints"
+BEST = "best.npz"
+_META = "meta.json"
+
+log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class State:
+    """A training state.
+
+    Attributes:
+      model: Every variable of the model, by path.
+      optimizer: Every variable of the optimizer, by path; empty in `best.npz`.
+      extra: Loss scaling.
+      meta: JSON values: step, best metric, brands, dataset fingerprint, config, …; see `train.Trainer.meta`.
+    """
+
+    model: dict[str, np.ndarray]
+    optimizer: dict[str, np.ndarray]
+    extra: dict[str, np.ndarray]
+    meta: dict[str, Any]
+
+
+def save(path: str | os.PathLike[str], state: State) -> None:
+    """Writes `state` to `path` atomically."""
+    parts = {"model": state.model, "optimizer": state.optimizer, "extra": state.extra}
+    arrays: dict[str, Any] = {f"{part}:{name}": array for part, group in parts.items() for name, array in group.items()}
+    meta = json.dumps({"format_version": FORMAT_VERSION, **state.meta}).encode()
+    arrays[_META] = np.frombuffer(meta, np.uint8)
+    with files.atomic_writer(path) as file:
+        np.savez(file, allow_pickle=False, **arrays)
+
+
+def load(path: str | os.PathLike[str]) -> State:
+    """Reads a state back.
+
+    Raises:
+      CheckpointError: The file is missing, damaged, or of another format version.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as content:
+            arrays = {name: content[name] for name in content.files}
+        meta = json.loads(arrays.pop(_META).tobytes())
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: no such checkpoint.") from None
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise CheckpointError(f"{path}: damaged checkpoint ({error}). Remove it to use the one before.") from error
+    if meta.pop("format_version") != FORMAT_VERSION:
+        raise CheckpointError(
+            f"{path}: not of checkpoint format {FORMAT_VERSION}. Train with the carbrand that wrote it."
+        )
+    groups: dict[str, dict[str, np.ndarray]] = {"model": {}, "optimizer": {}, "extra": {}}
+    for name, array in arrays.items():
+        part, _, path_in_part = name.partition(":")
+        groups[part][path_in_part] = array
+    return State(**groups, meta=meta)
+
+
+def save_latest(run: pathlib.Path, state: State, keep: int = 2) -> None:
+    """Saves `state` as the run's newest checkpoint and removes all but the last `keep`."""
+    save(run / FOLDER / f"step-{state.meta['step']:09d}.npz", state)
+    for path in _checkpoints(run)[:-keep]:
+        path.unlink()
+
+
+def load_latest(run: pathlib.Path) -> State | None:
+    """The newest checkpoint of `run` that is whole, or None where there is none yet."""
+    for path in reversed(_checkpoints(run)):
+        try:
+            return load(path)
+        except CheckpointError as error:
+            log.warning("%s Falling back to the checkpoint before it.", error)
+    return None
+
+
+def load_run(run: str | os.PathLike[str]) -> State:
+    """The best state of a run by validation accuracy, as evaluation and export use it.
+
+    Raises:
+      CheckpointError: The folder is no run, or the run has not reached its first validation.
+    """
+    path = pathlib.Path(run) / FOLDER / BEST
+    if not path.exists():
+        what = "no such folder" if not pathlib.Path(run).is_dir() else "not a run with a validated checkpoint"
+        raise CheckpointError(f"{run}: {what}. Make it with `carbrand train --data RECORDS --run {run}`.")
+    return load(path)
+
+
+def load_model(run: str | os.PathLike[str]) -> tuple[keras.Model, dict[str, Any]]:
+    """The model of `load_run`, images -> probabilities, in float32 whatever it was trained in; and its `meta`."""
+    state = load_run(run)
+    policy = keras.config.dtype_policy()
+    keras.config.set_dtype_policy("float32")
+    try:
+        model = build_model(
+            state.meta["brands"],
+            ModelSpec(**state.meta["config"]["model"]),
+            image_size_px=Preprocess(**state.meta["config"]["preprocess"]).height_width,
+        )
+    finally:
+        keras.config.set_dtype_policy(policy)
+    restore(model.variables, state.model, "The model's variables")
+    return model, state.meta
+
+
+def restore(variables: list[Any], arrays: dict[str, np.ndarray], what: str) -> None:
+    """Assigns `arrays` to Keras variables by path.
+
+    Raises:
+      CheckpointError: Paths or shapes differ.
+    """
+    expected = {variable.path: tuple(variable.shape) for variable in variables}
+    found = {name: array.shape for name, array in arrays.items()}
+    if expected != found:
+        name = sorted(dict(expected.items() ^ found.items()))[0]
+        raise CheckpointError(
+            f"{what} do not fit the checkpoint: {name} has shape {expected.get(name, 'none')}, "
+            f"{found.get(name, 'none')} in the checkpoint. Resume with the config the run was started with."
+        )
+    for variable in variables:
+        variable.assign(arrays[variable.path])
+
+
+def arrays_of(variables: list[Any]) -> dict[str, np.ndarray]:
+    """Keras variables -> their values by path."""
+    return {variable.path: np.asarray(variable.value.numpy()) for variable in variables}
+
+
+def _checkpoints(run: pathlib.Path) -> list[pathlib.Path]:
+    return sorted((run / FOLDER).glob("step-*.npz"))

@@ -1,0 +1,117 @@
+"""Outputs of frozen layers, computed once: an unaugmented photo never passes a frozen backbone twice."""
+
+import hashlib
+import os
+import pathlib
+import shutil
+from collections.abc import Callable, Iterator
+
+import keras
+import numpy as np
+import tensorflow as tf
+import tqdm
+
+from carbrand import files
+from carbrand.data import pipeline
+from carbrand.errors import DataError
+
+Forward = Callable[[tuple[tf.Tensor, tf.Tensor]], tf.Tensor]
+
+
+def make_forward(model: keras.Model, strategy: tf.distribute.Strategy) -> Forward:
+    """A compiled function: distributed batch (inputs, labels) -> `model`'s output in inference mode, per replica."""
+
+    @tf.function
+    def forward(batch: tuple[tf.Tensor, tf.Tensor]) -> tf.Tensor:
+        return strategy.run(lambda inputs, _: model(inputs, training=False), args=batch)
+
+    return forward
+
+
+def outputs(
+    forward: Forward, dataset: tf.data.Dataset, num_examples: int, strategy: tf.distribute.Strategy
+) -> Iterator[np.ndarray]:
+    """The model's output for each batch of `dataset`, `num_examples` rows in all, in order.
+
+    Args:
+      forward: As `make_forward` makes it.
+      dataset: Batches (inputs, labels) that are all full: rows beyond `num_examples` are padding, and left out.
+      num_examples: Number of rows that count.
+      strategy: Its replicas share each batch.
+    """
+    remaining = num_examples
+    for batch in strategy.experimental_distribute_dataset(dataset):
+        rows = np.concatenate([part.numpy() for part in strategy.experimental_local_results(forward(batch))])
+        yield rows[:remaining]
+        remaining -= len(rows)
+
+
+def compute(
+    prefix: keras.Model,
+    dataset: tf.data.Dataset,
+    num_examples: int,
+    strategy: tf.distribute.Strategy,
+    *,
+    folder: pathlib.Path,
+    key: dict[str, object],
+    title: str,
+) -> np.ndarray:
+    """`prefix`'s output [N, …] for every photo, in the order of the records, from a file in `folder` if it is there.
+
+    The file's name holds a hash of `key` and of the weights of `prefix`, so a change of either computes it anew.
+    """
+    path = folder / f"{files.fingerprint({**key, 'weights': _weights_hash(prefix)})[:16]}.npy"
+    if not path.exists():
+        shape = (num_examples, *prefix.output.shape[1:])
+        _check_space(folder, int(np.prod(shape)) * 4, title)
+        temporary = path.with_suffix(".tmp")
+        array = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.float32, shape=shape)
+        row = 0
+        with tqdm.tqdm(total=num_examples, unit="photo", desc=title, disable=None) as bar:
+            for rows in outputs(make_forward(prefix, strategy), dataset, num_examples, strategy):
+                array[row : row + len(rows)] = rows
+                row += len(rows)
+                bar.update(len(rows))
+        array.flush()
+        os.replace(temporary, path)
+    return np.load(path, mmap_mode="r")
+
+
+def make_dataset(
+    features: np.ndarray,
+    labels: np.ndarray,
+    *,
+    batch_size: int,
+    is_training: bool,
+    seed: int = 0,
+    start_step: int = 0,
+    num_steps: int | None = None,
+) -> tf.data.Dataset:
+    """Batches (features [B, …] float32, label [B] int32) in the order of `pipeline.make_dataset`; all full."""
+    order = pipeline.Order(len(labels), seed) if is_training else None
+    numbers = pipeline.example_numbers(len(labels), batch_size, is_training, start_step, num_steps, pad_last=True)
+
+    def rows(numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        indexes = order(numbers) if order else numbers
+        return np.ascontiguousarray(features[indexes]), labels[indexes]
+
+    row = tf.TensorSpec(features.shape[1:], tf.float32), tf.TensorSpec([], tf.int32)
+    dataset = pipeline.map_blocks(numbers, rows, row).map(lambda _, features, label: (features, label))
+    return pipeline.finish(dataset, batch_size)
+
+
+def _weights_hash(model: keras.Model) -> str:
+    digest = hashlib.sha256()
+    for variable in model.variables:
+        digest.update(np.ascontiguousarray(variable.value.numpy()).tobytes())
+    return digest.hexdigest()
+
+
+def _check_space(folder: pathlib.Path, needed: int, title: str) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise DataError(
+            f"{folder}: {title} take {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free. Free some space, set "
+            "model.freeze_until = 'conv5' (small features), or augment.enabled = True (none are kept)."
+        )

@@ -1,0 +1,74 @@
+"""Which devices train, in which precision, and whether every run repeats bit by bit."""
+
+import dataclasses
+
+import gin
+import keras
+import tensorflow as tf
+
+from carbrand.errors import ConfigError
+
+PRECISIONS = ("float32", "mixed_float16", "mixed_bfloat16")
+
+
+@gin.configurable("hardware", module="carbrand")
+@dataclasses.dataclass(frozen=True)
+class Hardware:
+    """Devices and arithmetic.
+
+    Attributes:
+      replicas: Copies of the model that share each batch; 0: one per visible GPU, or one on the CPU. Without GPUs, a
+        larger number makes as many logical CPU devices, which tests what many GPUs would compute.
+      precision: "float32", "mixed_float16" (with dynamic loss scaling) or "mixed_bfloat16".
+      xla: Compile each replica's forward and backward pass with XLA. Faster on GPUs, 4 times slower on CPUs.
+    """
+
+    replicas: int = 0
+    precision: str = "float32"
+    xla: bool = False
+
+    def __post_init__(self) -> None:
+        if self.precision not in PRECISIONS:
+            raise ConfigError(f"hardware.precision={self.precision!r} is not one of {', '.join(PRECISIONS)}.")
+        if self.replicas < 0:
+            raise ConfigError(f"hardware.replicas={self.replicas!r} is negative.")
+
+
+def make_strategy(hardware: Hardware) -> tf.distribute.Strategy:
+    """A MirroredStrategy over the devices asked for.
+
+    Raises:
+      ConfigError: More replicas than GPUs, or TensorFlow has already set up fewer logical CPU devices.
+    """
+    gpus = tf.config.list_logical_devices("GPU") if tf.config.list_physical_devices("GPU") else []
+    if gpus:
+        replicas = hardware.replicas or len(gpus)
+        if replicas > len(gpus):
+            raise ConfigError(f"hardware.replicas={replicas}, but this machine has {len(gpus)} GPUs.")
+        return tf.distribute.MirroredStrategy([gpu.name for gpu in gpus[:replicas]])
+    cpus = _logical_cpus(hardware.replicas or 1)
+    # The default reduction keeps state in the process, so that a second strategy object fails in it.
+    return tf.distribute.MirroredStrategy(cpus, cross_device_ops=tf.distribute.ReductionToOneDevice())
+
+
+def set_up(seed: int, deterministic: bool) -> None:
+    """Seeds Python, numpy and TensorFlow; with `deterministic`, allows only operations that repeat bit by bit."""
+    keras.utils.set_random_seed(seed)
+    if deterministic:
+        tf.config.experimental.enable_op_determinism()
+
+
+def _logical_cpus(number: int) -> list[str]:
+    device = tf.config.list_physical_devices("CPU")[0]
+    if number > 1 and not tf.config.get_logical_device_configuration(device):
+        try:
+            tf.config.set_logical_device_configuration(device, [tf.config.LogicalDeviceConfiguration()] * number)
+        except RuntimeError as error:
+            raise ConfigError(
+                f"hardware.replicas={number}: TensorFlow is already initialised with one CPU device. "
+                "Make the strategy before any other use of TensorFlow."
+            ) from error
+    devices = tf.config.list_logical_devices("CPU")
+    if number > len(devices):
+        raise ConfigError(f"hardware.replicas={number}, but this process was started with {len(devices)} CPU devices.")
+    return [device.name for device in devices[:number]]

@@ -1,0 +1,321 @@
+import io
+import json
+import pathlib
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from beam_jobs import build_dataset, build_output
+from carbrand import errors
+from carbrand.data import manifest, records
+
+DATA = pathlib.Path(__file__).parents[2] / "../shared/data"
+
+
+def photo(seed, size=(48, 40), file_format="JPEG"):
+    pixels = np.random.default_rng(seed).integers(0, 256, (5, 6, 3), np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).resize(size, Image.Resampling.BILINEAR).save(buffer, file_format)
+    return buffer.getvalue()
+
+
+def write_photos(root, per_brand=12, brands=("audi", "BMW", "Aston Martin")):
+    for brand in brands:
+        (root / brand).mkdir(parents=True)
+        for number in range(per_brand):
+            (root / brand / f"{number:03d}.jpg").write_bytes(photo([number, *brand.encode()]))
+    return root
+
+
+def contents(folder):
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def jsonl(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def read_records(folder, split):
+    """All records of a split, read through the index, as dicts."""
+    import tensorflow as tf
+
+    shards = manifest.load(folder).splits[split].shards
+    decoded = []
+    for row in manifest.load_index(folder, split):
+        with (folder / shards[row["shard"]].name).open("rb") as file:
+            payload = records.read(file.fileno(), int(row["offset"]), int(row["length"]))
+        decoded.append({name: value.numpy() for name, value in records.decode(tf.constant(payload)).items()})
+    return decoded
+
+
+@pytest.fixture
+def source(tmp_path):
+    return write_photos(tmp_path / "photos")
+
+
+def test_a_build_holds_each_photo_once_with_its_brand(source, tmp_path):
+    built = build_dataset.run(source, tmp_path / "out", num_shards=3, command="carbrand build …")
+    assert built == manifest.load(tmp_path / "out")
+    assert built.brands == ("aston_martin", "audi", "bmw")
+    assert built.counts == {"seen": 36, "kept": 36, "duplicate": 0, "conflict": 0, "rejected": {}}
+    assert len(built.splits["train"].shards) == 3
+    found = [record for split in manifest.SPLITS for record in read_records(tmp_path / "out", split)]
+    by_name = {record["image/filename"].decode(): record for record in found}
+    assert len(by_name) == len(found) == 36
+    record = by_name["BMW/003.jpg"]
+    assert record["image/encoded"] == (source / "BMW/003.jpg").read_bytes()
+    assert record["image/class/text"] == b"bmw"
+    assert record["image/class/label"] == 2
+    assert (record["image/height"], record["image/width"]) == (40, 48)
+
+
+def test_every_brand_is_in_every_split(source, tmp_path):
+    built = build_dataset.run(source, tmp_path / "out")
+    for split in built.splits.values():
+        assert min(split.brand_counts) >= 2
+        assert sum(split.brand_counts) == split.num_examples
+
+
+def test_tfds_reads_a_build(source, tmp_path):
+    tfds = pytest.importorskip("tensorflow_datasets")
+    built = build_dataset.run(source, tmp_path / "out", num_shards=2)
+    builder = tfds.builder_from_directory(tmp_path / "out")
+    assert tuple(builder.info.features["image"]["class"]["label"].names) == built.brands
+    assert len(list(builder.as_dataset(split="train"))) == built.splits["train"].num_examples
+
+
+def test_one_and_two_workers_give_the_same_bytes(source, tmp_path):
+    (source / "audi/copy.jpg").write_bytes((source / "audi/001.jpg").read_bytes())
+    (source / "audi/text.jpg").write_bytes(b"no image")
+    for workers in (1, 2):
+        build_dataset.run(source, tmp_path / str(workers), workers=workers, num_shards=2)
+    assert contents(tmp_path / "1") == contents(tmp_path / "2")
+
+
+def test_copies_conflicts_and_rejects_are_left_out_and_listed(source, tmp_path):
+    (source / "audi/copy.png").write_bytes(photo([1, *b"audi"], file_format="PNG"))
+    (source / "audi/copy.bmp").write_bytes(photo([1, *b"audi"], file_format="BMP"))
+    (source / "BMW/stolen.jpg").write_bytes((source / "audi/005.jpg").read_bytes())
+    (source / "BMW/empty.jpg").write_bytes(b"")
+    built = build_dataset.run(source, tmp_path / "out")
+    assert built.counts == {"seen": 40, "kept": 36, "duplicate": 1, "conflict": 2, "rejected": {"empty": 1}}
+    assert jsonl(tmp_path / "out/rejects.jsonl") == [{"name": "BMW/empty.jpg", "reason": "empty", "detail": "0 bytes"}]
+    (row,) = jsonl(tmp_path / "out/duplicates.jsonl")
+    assert {row["name"], row["kept"]} == {"audi/copy.png", "audi/copy.bmp"}
+    assert jsonl(tmp_path / "out/conflicts.jsonl") == [
+        {"name": "BMW/stolen.jpg", "brand": "bmw", "other_brands": ["audi"]},
+        {"name": "audi/005.jpg", "brand": "audi", "other_brands": ["bmw"]},
+    ]
+
+
+def test_photos_are_shrunk(source, tmp_path):
+    (source / "audi/large.jpg").write_bytes(photo(9, size=(640, 320)))
+    build_dataset.run(source, tmp_path / "out", resize_short_px=32)
+    found = [record for split in manifest.SPLITS for record in read_records(tmp_path / "out", split)]
+    assert {(record["image/height"], record["image/width"]) for record in found} == {(32, 38), (32, 64)}
+
+
+def test_adding_photos_moves_none_between_splits(source, tmp_path):
+    small = (0.6, 0.2, 0.2)
+    build_dataset.run(write_photos(tmp_path / "few", per_brand=60), tmp_path / "a", fractions=small)
+    build_dataset.run(write_photos(tmp_path / "more", per_brand=90), tmp_path / "b", fractions=small)
+    before, after = (
+        {record["image/filename"]: split for split in manifest.SPLITS for record in read_records(folder, split)}
+        for folder in (tmp_path / "a", tmp_path / "b")
+    )
+    assert {name: after[name] for name in before} == before
+
+
+def test_a_tiny_dataset_has_one_photo_of_each_brand_in_each_split(tmp_path):
+    built = build_dataset.run(write_photos(tmp_path / "photos", 3, ("a", "b")), tmp_path / "out")
+    assert [split.brand_counts for split in built.splits.values()] == [(1, 1)] * 3
+
+
+def test_one_photo_per_brand_goes_to_train(tmp_path):
+    built = build_dataset.run(write_photos(tmp_path / "photos", 1, ("a", "b")), tmp_path / "out")
+    assert [split.num_examples for split in built.splits.values()] == [2, 0, 0]
+    assert len(manifest.load_index(tmp_path / "out", "test")) == 0
+
+
+def test_nothing_but_the_dataset_is_left(source, tmp_path, capsys):
+    build_dataset.run(source, tmp_path / "out", num_shards=1)
+    assert sorted(contents(tmp_path / "out")) == [
+        *(f"carbrand-{split}.tfrecord-00000-of-00001" for split in sorted(manifest.SPLITS)),
+        "conflicts.jsonl",
+        "dataset_info.json",
+        "duplicates.jsonl",
+        "features.json",
+        "image-class-label.labels.txt",
+        *(f"index-{split}.npy" for split in sorted(manifest.SPLITS)),
+        "manifest.json",
+        "rejects.jsonl",
+    ]
+    assert "36 files: 36 kept, 0 duplicates, 0 under several brands, 0 rejected\n" in capsys.readouterr().out
+
+
+def test_a_complete_dataset_is_replaced_only_when_asked(source, tmp_path):
+    build_dataset.run(source, tmp_path / "out", num_shards=5)
+    with pytest.raises(errors.ConfigError, match=r"already holds a complete dataset\. Choose another folder, or add"):
+        build_dataset.run(source, tmp_path / "out")
+    build_dataset.run(source, tmp_path / "out", num_shards=1, overwrite=True)
+    build_dataset.run(source, tmp_path / "fresh", num_shards=1)
+    assert contents(tmp_path / "out") == contents(tmp_path / "fresh")
+
+
+def test_a_cache_folder_is_kept_and_used(source, tmp_path, monkeypatch):
+    build_dataset.run(source, tmp_path / "a", cache_dir=tmp_path / "cache")
+    monkeypatch.setattr(build_dataset.images, "normalise", None)
+    build_dataset.run(source, tmp_path / "b", cache_dir=tmp_path / "cache")
+    assert contents(tmp_path / "a") == contents(tmp_path / "b")
+
+
+def start(source, out, before=""):
+    code = textwrap.dedent(f"""
+        import sys
+        from beam_jobs import build_dataset
+        from carbrand import errors
+        {before}
+        try:
+            build_dataset.run({str(source)!r}, {str(out)!r}, num_shards=2)
+        except errors.CarbrandError as error:
+            sys.exit(f"{{type(error).__name__}}: {{error}}")
+        print("tensorflow" in sys.modules)
+    """)
+    return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def test_a_build_loads_no_tensorflow(source, tmp_path):
+    output, error = start(source, tmp_path / "out").communicate(timeout=60)
+    assert output.splitlines()[-1] == "False", error
+    assert error == ""
+
+
+def test_a_killed_build_goes_on_and_gives_the_same_bytes(source, tmp_path):
+    write_photos(source, per_brand=150, brands=("fiat", "seat"))
+    slow = (
+        "import time; inner = build_dataset.images.normalise; "
+        "build_dataset.images.normalise = lambda *a, **k: (time.sleep(0.02), inner(*a, **k))[1]"
+    )
+    process = start(source, tmp_path / "out", slow)
+    progress = tmp_path / "out/.build/progress"
+    while not (progress.exists() and progress.stat().st_size >= 20):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    with pytest.raises(errors.DataError, match="not a complete records folder"):
+        manifest.load(tmp_path / "out")
+    assert sum(path.is_file() for path in (tmp_path / "out/.build/cache").rglob("*")) >= 20
+    build_dataset.run(source, tmp_path / "out", num_shards=2)
+    build_dataset.run(source, tmp_path / "fresh", num_shards=2)
+    assert contents(tmp_path / "out") == contents(tmp_path / "fresh")
+
+
+@pytest.mark.parametrize("limit", [100, 10_000])
+def test_a_full_disk_is_one_line_and_the_build_goes_on(source, tmp_path, limit):
+    # In the cache or in a shard, by the limit. Python ignores SIGXFSZ, so that writing fails with EFBIG.
+    full = f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, resource.RLIM_INFINITY))"
+    process = start(source, tmp_path / "out", full)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert error.startswith(f"BuildError: disk full while building in {tmp_path}/out: ")
+    assert error.endswith("then run the same command again; what was done is kept in the cache.\n")
+    assert not (tmp_path / "out/manifest.json").exists()
+    assert build_dataset.run(source, tmp_path / "out").counts["kept"] == 36
+
+
+def test_a_second_build_in_the_same_folder_is_refused(source, tmp_path):
+    settings = build_output.Settings(str(tmp_path / "out"), "", (), None, (0.8, 0.1, 0.1), 0, None, 95)
+    with (
+        build_output.locked(settings),
+        pytest.raises(errors.ConfigError, match="another build is writing here"),
+    ):
+        build_dataset.run(source, tmp_path / "out")
+
+
+def test_too_many_rejects_fail_the_gate(source, tmp_path):
+    for number in range(9):
+        (source / f"audi/bad{number}.jpg").write_bytes(b"<html>")
+    message = r"9 of 45 files are rejected \(9 not_an_image\), more than --max_reject_fraction=0.1; see .*rejects.jsonl"
+    with pytest.raises(errors.GateError, match=message):
+        build_dataset.run(source, tmp_path / "out")
+    assert len(jsonl(tmp_path / "out/rejects.jsonl")) == 9
+    assert not list((tmp_path / "out").glob("carbrand-*"))
+    assert build_dataset.run(source, tmp_path / "out", max_reject_fraction=0.2).counts["kept"] == 36
+
+
+def test_a_brand_with_no_usable_photo_raises(source, tmp_path):
+    (source / "Fiat").mkdir()
+    (source / "Fiat/1.jpg").write_bytes(b"")
+    with pytest.raises(errors.DataError, match=r"^fiat: no photo of this brand can be used \(1 empty\); see rejects"):
+        build_dataset.run(source, tmp_path / "out")
+    assert not (tmp_path / "out/manifest.json").exists()
+
+
+def test_a_photo_that_cannot_be_read_stops_the_build(source, tmp_path):
+    (source / "audi/gone.jpg").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(errors.BuildError, match=r"^audi/gone\.jpg: cannot be read \(No such file or directory\)"):
+        build_dataset.run(source, tmp_path / "out")
+
+
+def test_a_file_that_is_too_large_is_rejected(source, tmp_path, monkeypatch):
+    monkeypatch.setattr(build_dataset.images, "MAX_FILE_BYTES", 5000)
+    (source / "audi/video.mp4").write_bytes(bytes(6000))
+    build_dataset.run(source, tmp_path / "out")
+    assert jsonl(tmp_path / "out/rejects.jsonl") == [
+        {"name": "audi/video.mp4", "reason": "too_large", "detail": "over 5000 bytes"}
+    ]
+
+
+def test_lost_photos_are_noticed():
+    counts = {"seen": 5, "kept": 2, "duplicate": 1, "conflict": 0, "rejected": {"empty": 1}}
+    with pytest.raises(errors.BuildError, match="the pipeline lost photos: 5 files seen, 4 accounted for"):
+        build_output._check_sum(counts)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"num_shards": 0}, "--num_shards=0: must be at least 1"),
+        ({"resize_short_px": 8}, "--resize_short=8: must be at least 16 pixels"),
+        ({"jpeg_quality": 100}, "--jpeg_quality=100: must lie between 1 and 95"),
+        ({"max_reject_fraction": 1.5}, "--max_reject_fraction=1.5: must lie between 0 and 1"),
+        ({"fractions": (0.5, 0.1, 0.1)}, "sums up to 0.7"),
+    ],
+)
+def test_arguments_that_cannot_work_raise(source, tmp_path, arguments, message):
+    with pytest.raises(errors.ConfigError, match=message):
+        build_dataset.run(source, tmp_path / "out", **arguments)
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_output_in_the_input_raises(source):
+    with pytest.raises(errors.ConfigError, match="lies in the input folder"):
+        build_dataset.run(source, source / "records")
+
+
+def test_a_file_as_output_raises(source, tmp_path):
+    (tmp_path / "out").touch()
+    with pytest.raises(errors.ConfigError, match="out: is a file"):
+        build_dataset.run(source, tmp_path / "out")
+
+
+@pytest.mark.skipif(not DATA.is_dir(), reason="the real photos at ../shared/data are absent")
+def test_the_43_copies_among_1016_real_photos_are_found(tmp_path):
+    built = build_dataset.run(DATA / "cars6", tmp_path / "out", workers=1)
+    assert built.counts == {"seen": 1016, "kept": 973, "duplicate": 43, "conflict": 0, "rejected": {}}
+    assert len({row["kept"] for row in jsonl(tmp_path / "out/duplicates.jsonl")}) == 42
+
+
+@pytest.mark.skipif(not DATA.is_dir(), reason="the real photos at ../shared/data are absent")
+def test_odd_files_become_records_unless_they_are_no_images(source, tmp_path):
+    (source / "odd").symlink_to((DATA / "odd_files").resolve())
+    built = build_dataset.run(source, tmp_path / "out")
+    assert built.counts["rejected"] == {"not_an_image": 4}
+    assert built.counts["kept"] == 36 + 20
