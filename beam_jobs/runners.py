@@ -94,9 +94,10 @@ def disk_full_is_an_error(folder: str) -> Iterator[None]:
 
 def _parse(beam_args: Sequence[str]) -> PipelineOptions:
     try:
-        options = PipelineOptions(list(beam_args))
-        known = options.get_all_options()
-        everything = options.get_all_options(retain_unknown_options=True)
+        with _quiet():
+            options = PipelineOptions(list(beam_args))
+            known = options.get_all_options()
+            everything = options.get_all_options(retain_unknown_options=True)
     except SystemExit as error:  # argparse has printed what it did not like
         raise errors.ConfigError(f"Beam refuses its options: {' '.join(beam_args)}") from error
     unknown = sorted(everything.keys() - known.keys())

@@ -43,13 +43,14 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def _run(options: argparse.Namespace) -> int:
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # before TensorFlow is imported: its start-up notes help nobody
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # before TensorFlow is imported
     logging.basicConfig(format="%(message)s", level=logging.WARNING, force=True)
     logging.getLogger("carbrand").setLevel(logging.INFO)
     try:
         return options.handler(options) or 0
     except CarbrandError as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        message = str(error).splitlines()[0]  # gin adds lines on where it called what
+        print(f"{type(error).__name__}: {message}", file=sys.stderr)
         return error.exit_code
 
 
@@ -79,6 +80,19 @@ def _add_stage(stages: argparse._SubParsersAction, name: str, purpose: str, exam
         inherited_absl_flags=None,
         allow_abbrev=False,
     )
+
+
+def _load_tensorflow() -> None:
+    """Imports TensorFlow without the lines that its C++ side writes to stderr before any log level counts."""
+    sys.stderr.flush()
+    stderr = os.dup(2)
+    with open(os.devnull, "wb") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+    try:
+        import tensorflow  # noqa: F401
+    finally:
+        os.dup2(stderr, 2)
+        os.close(stderr)
 
 
 def _add_demo(stages: argparse._SubParsersAction) -> None:
@@ -191,6 +205,7 @@ def _train(options: argparse.Namespace) -> int:
     from carbrand.data import manifest
 
     manifest.load(options.data)  # a wrong folder is said before TensorFlow takes its seconds to load
+    _load_tensorflow()
     from carbrand import config
     from carbrand.training import train
 
@@ -222,6 +237,7 @@ def _evaluate(options: argparse.Namespace) -> int:
     from carbrand.data import manifest
 
     manifest.load(options.data)
+    _load_tensorflow()
     from carbrand.evaluation import evaluate, report
 
     result, folder = evaluate.run(
@@ -247,6 +263,7 @@ def _add_export(stages: argparse._SubParsersAction) -> None:
 
 
 def _export(options: argparse.Namespace) -> int:
+    _load_tensorflow()
     from carbrand.serving import export
 
     folder = export.run(options.run, options.output, data=options.data, overwrite=options.overwrite)
@@ -272,6 +289,7 @@ def _predict(options: argparse.Namespace) -> int:
     from carbrand import exported
 
     exported.load(options.model)
+    _load_tensorflow()
     from carbrand.serving import predict
 
     text, failures = predict.run(options.model, options.paths, output_format=options.format, output=options.output)

@@ -28,6 +28,25 @@ def drawn_records(drawn_photos, tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def tiny_run(drawn_records, tmp_path_factory):
+    """A ResNet-50 on 32-pixel images after a few steps: every stage after it has something to work on."""
+    from carbrand.data.preprocess import Preprocess
+    from carbrand.training import train
+
+    folder = tmp_path_factory.mktemp("tiny") / "run"
+    train.run(drawn_records, folder, epochs=1.5, batch_size=8, preprocess=Preprocess(image_size_px=32))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tiny_run, drawn_records, tmp_path_factory):
+    """The export of `tiny_run`."""
+    from carbrand.serving import export
+
+    return export.run(tiny_run, tmp_path_factory.mktemp("tiny_model") / "model", data=drawn_records)
+
+
+@pytest.fixture(scope="session")
 def cars6():
     """Real photos of six brands, where this checkout has them beside it."""
     folder = SHARED / "data" / "cars6"

@@ -27,7 +27,8 @@ class ServingModule(tf.Module):
         super().__init__()
         self.weights = [variable.value for variable in model.variables]
         self._brands = tf.constant(brands)
-        self._forward = model
+        # A function, not the model itself, which would be tracked too and store each variable a second time.
+        self._forward = lambda images: model(images, training=False)
         self._preprocess = preprocess
 
     @tf.function(input_signature=[tf.TensorSpec([None], tf.string, name="encoded")])
@@ -36,7 +37,7 @@ class ServingModule(tf.Module):
         images = tf.map_fn(
             self._preprocess, encoded, fn_output_signature=tf.TensorSpec((*self._preprocess.height_width, 3), tf.uint8)
         )
-        probabilities = self._forward(images, training=False)
+        probabilities = self._forward(images)
         return {
             "brand": tf.gather(self._brands, tf.argmax(probabilities, -1)),
             "probability": tf.reduce_max(probabilities, -1),

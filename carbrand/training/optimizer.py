@@ -46,10 +46,13 @@ class OptimizerSpec:
 
 def build_optimizer(spec: OptimizerSpec, variables: list[keras.Variable]) -> keras.optimizers.Optimizer:
     """An optimizer with state for all of `variables`, to be applied to gradients that are summed already."""
+    # The name is given, as variables are stored by their paths, and Keras would number it within a process.
     if spec.name == "sgd":
-        optimizer = keras.optimizers.SGD(momentum=0.9, nesterov=True, weight_decay=spec.weight_decay or None)
+        optimizer = keras.optimizers.SGD(
+            momentum=0.9, nesterov=True, weight_decay=spec.weight_decay or None, name=spec.name
+        )
     else:
-        optimizer = keras.optimizers.AdamW(weight_decay=spec.weight_decay)
+        optimizer = keras.optimizers.AdamW(weight_decay=spec.weight_decay, name=spec.name)
     if spec.weight_decay:
         optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
     optimizer.build(variables)

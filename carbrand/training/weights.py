@@ -117,7 +117,7 @@ def _download() -> keras.Model:
     except Exception as error:  # Keras raises a bare Exception when a download fails
         raise WeightsError(
             f"weights.path='imagenet': the download failed ({error}). Fetch {_IMAGENET_FILE} elsewhere and put it into "
-            f"{pathlib.Path(keras.config.keras_home()) / 'models'}, or give its path as weights.path."
+            "~/.keras/models, or give its path as weights.path."
         ) from error
 
 
@@ -159,21 +159,19 @@ def _legacy_arrays(layer: h5py.Group) -> dict[str, np.ndarray]:
 
 def _load_into_reference(file: pathlib.Path) -> keras.Model:
     # Keras 3 numbers the layers of a weights file by class, not by name: only a model of the same build order reads it.
+    # A head in the file is left out.
+    reference = keras.applications.ResNet50(weights=None, include_top=False)
     with tempfile.TemporaryDirectory() as folder:
         link = pathlib.Path(folder) / "link.weights.h5"
         link.symlink_to(file.resolve())
-        for include_top in (False, True):
-            reference = keras.applications.ResNet50(weights=None, include_top=include_top)
-            try:
-                reference.load_weights(link)
-            except ValueError as error:
-                failure = error
-            else:
-                return reference
-    raise WeightsError(
-        f"weights.path={str(file)!r}: not the weights of keras.applications.ResNet50: {str(failure).splitlines()[0]} "
-        "Save the model as .keras instead, which holds its layer names."
-    )
+        try:
+            reference.load_weights(link)
+        except ValueError as error:
+            raise WeightsError(
+                f"weights.path={str(file)!r}: not the weights of keras.applications.ResNet50: "
+                f"{str(error).splitlines()[0]} Save the model as .keras instead, which holds its layer names."
+            ) from error
+    return reference
 
 
 def _by_path(model: keras.Model) -> dict[str, np.ndarray]:

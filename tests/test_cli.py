@@ -1,0 +1,119 @@
+"""The command as a user types it: one line and the exit code for each thing that can be wrong."""
+
+import json
+import pathlib
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from carbrand import cli
+
+STAGES = ("demo", "build", "train", "evaluate", "export", "predict")
+
+
+def carbrand(*arguments):
+    """Runs the command in this process; returns its exit code."""
+    try:
+        return cli._run(cli._parse(["carbrand", *map(str, arguments)]))
+    except SystemExit as stop:
+        return stop.code or 0
+
+
+def one_line(capsys):
+    lines = capsys.readouterr().err.splitlines()
+    lines = [line for line in lines if line and not line.startswith(("build:", "\r"))]
+    assert len(lines) == 1, lines
+    return lines[0]
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_help_has_an_example(stage, capsys):
+    assert carbrand(stage, "--help") == 0
+    assert f"example:\n  carbrand {stage}" in capsys.readouterr().out
+
+
+def test_no_such_photos(tmp_path, capsys):
+    assert carbrand("build", "--input", tmp_path / "none", "--output", tmp_path / "r") == 2
+    assert "none: no such folder" in one_line(capsys)
+
+
+def test_one_brand(drawn_photos, tmp_path, capsys):
+    shutil.copytree(drawn_photos / "arvena", tmp_path / "photos" / "arvena")
+    assert carbrand("build", "--input", tmp_path / "photos", "--output", tmp_path / "r") == 2
+    assert "at least two brands" in one_line(capsys)
+
+
+def test_brand_with_nothing_readable(drawn_photos, tmp_path, capsys):
+    shutil.copytree(drawn_photos, tmp_path / "photos")
+    (tmp_path / "photos" / "empty_brand").mkdir()
+    (tmp_path / "photos" / "empty_brand" / "page.jpg").write_text("<!DOCTYPE html>")
+    assert carbrand("build", "--input", tmp_path / "photos", "--output", tmp_path / "r") == 2
+    assert "empty_brand" in one_line(capsys)
+    assert not (tmp_path / "r" / "manifest.json").exists()
+
+
+def test_bad_split(drawn_photos, tmp_path, capsys):
+    assert carbrand("build", "--input", drawn_photos, "--output", tmp_path / "r", "--split", "0.8,0.3") == 2
+    assert "--split=0.8,0.3" in one_line(capsys)
+
+
+def test_misspelt_binding(drawn_records, tmp_path, capsys):
+    run = ("train", "--data", drawn_records, "--run", tmp_path / "run", "--gin_param", "train.run.epoch=1")
+    assert carbrand(*run) == 2
+    assert "Did you mean train.run.epochs?" in one_line(capsys)
+
+
+def test_batch_that_does_not_divide(drawn_records, tmp_path, capsys):
+    options = ("--gin_param", "hardware.replicas=1", "--gin_param", "train.run.batch_size=0")
+    assert carbrand("train", "--data", drawn_records, "--run", tmp_path / "run", *options) == 2
+    assert "train.run.batch_size=0 does not divide" in one_line(capsys)
+
+
+def test_records_of_another_version(drawn_records, tmp_path, capsys):
+    content = json.loads((drawn_records / "manifest.json").read_text())
+    (tmp_path / "manifest.json").write_text(json.dumps({**content, "format_version": 99}))
+    assert carbrand("train", "--data", tmp_path, "--run", tmp_path / "run") == 2
+    assert "has format version 99, this carbrand reads version 1" in one_line(capsys)
+
+
+def test_records_without_a_manifest(tmp_path, capsys):
+    assert carbrand("train", "--data", tmp_path, "--run", tmp_path / "run") == 2
+    assert "not a complete records folder" in one_line(capsys)
+
+
+def test_too_many_rejects_exit_with_3(drawn_photos, tmp_path, capsys):
+    options = ("--max_reject_fraction", "0.01")
+    assert carbrand("build", "--input", drawn_photos, "--output", tmp_path / "r", *options) == 3
+    assert "not_an_image" in one_line(capsys)
+
+
+def test_unknown_flag_is_argparse_s_error(capsys):
+    assert carbrand("train", "--dat", "x", "--run", "y") == 2
+    assert "--data" in capsys.readouterr().err
+
+
+def test_beam_options_go_to_build_only(capsys):
+    assert carbrand("predict", "--model", "m", "x", "--", "--runner=X") == "carbrand: only `carbrand build` takes Beam options after --"
+
+
+def test_unknown_beam_option(drawn_photos, tmp_path, capsys):
+    assert carbrand("build", "--input", drawn_photos, "--output", tmp_path / "r", "--", "--direct_num_wokers=2") == 2
+    assert "no option of Apache Beam" in one_line(capsys)
+
+
+def test_flow_from_evaluation_to_prediction(tiny_run, drawn_records, drawn_photos, tmp_path, capsys):
+    assert carbrand("evaluate", "--run", tiny_run, "--data", drawn_records, "--output", tmp_path / "report") == 0
+    assert "accuracy" in capsys.readouterr().out
+    assert carbrand("export", "--run", tiny_run, "--data", drawn_records, "--output", tmp_path / "model") == 0
+    photo = drawn_photos / "arvena" / "0001.jpg"
+    assert carbrand("predict", "--model", tmp_path / "model", photo) == 0
+    assert capsys.readouterr().out.splitlines()[-1].startswith(str(photo))
+    assert carbrand("predict", "--model", tmp_path / "model", photo.with_name("page.jpg")) == 1
+    assert "1 photos could not be read" in capsys.readouterr().err
+
+
+def test_module_and_command_are_one():
+    for command in ([sys.executable, "-m", "carbrand"], [str(pathlib.Path(sys.executable).parent / "carbrand")]):
+        assert subprocess.run([*command, "--version"], capture_output=True, text=True).stdout.startswith("carbrand 0.")

@@ -1,0 +1,85 @@
+import pytest
+
+from carbrand import config
+from carbrand.errors import ConfigError
+from carbrand.training import train
+from carbrand.training.model import ModelSpec
+
+
+@pytest.fixture(autouse=True)
+def _forget_bindings():
+    yield
+    config.parse()
+
+
+def test_bindings_win_over_files(tmp_path):
+    (tmp_path / "a.gin").write_text("model.variant = 'v1.5'\nmodel.dropout = 0.1\n")
+    config.parse([str(tmp_path / "a.gin")], ["model.dropout = 0.2"])
+    assert ModelSpec() == ModelSpec(variant="v1.5", dropout=0.2)
+
+
+def test_parse_forgets_what_was_parsed_before():
+    config.parse(bindings=["model.dropout = 0.2"])
+    config.parse()
+    assert ModelSpec().dropout == 0
+
+
+@pytest.mark.parametrize("name", ["probe", "finetune", "scratch", "smoke", "demo"])
+def test_recipes_parse_and_their_names_resolve(name):
+    for spelling in (f"gin_configs/{name}.gin", f"{name}.gin"):
+        assert config.find_recipe(spelling).samefile(config.find_recipe(name))
+    config.parse([name])
+
+
+def test_unknown_recipe_names_those_that_exist():
+    with pytest.raises(ConfigError, match="nothere: no such gin file, .* Recipes: demo, finetune, probe, scratch, smoke"):
+        config.parse(["nothere"])
+
+
+@pytest.mark.parametrize(
+    ("binding", "nearest"),
+    [
+        ("trian.run.epochs = 3", "train.run.epochs"),
+        ("train.run.epoch = 3", "train.run.epochs"),
+        ("model.varant = 'v1'", "model.variant"),
+        ("augment.colour_jitter = 0.1", "augment.color_jitter"),
+        ("weight.path = 'imagenet'", "weights.path"),
+    ],
+)
+def test_misspelt_binding_suggests_the_nearest_name(binding, nearest):
+    with pytest.raises(ConfigError, match=f"Did you mean {nearest}\\?"):
+        config.parse(bindings=[binding])
+
+
+def test_misspelt_name_in_a_file_is_found_by_its_line(tmp_path):
+    (tmp_path / "a.gin").write_text("model.dropout = 0.1\n\nmodel.droput = 0.1\n")
+    with pytest.raises(ConfigError, match=r"a.gin, line 3: .*Did you mean model.dropout\?"):
+        config.parse([str(tmp_path / "a.gin")])
+
+
+@pytest.mark.parametrize("binding", ["model.variant = v1", "model.variant ==", "model.variant"])
+def test_bad_syntax_says_what_a_value_is(binding):
+    with pytest.raises(ConfigError, match="A value is a Python literal"):
+        config.parse(bindings=[binding])
+
+
+def test_wrong_value_is_refused_when_used():
+    config.parse(bindings=["model.variant = 'v9'"])
+    with pytest.raises(ConfigError, match="model.variant='v9' is not one of 'v1', 'v1.5'"):
+        ModelSpec()
+
+
+def test_as_gin_is_parsed_back():
+    groups = {"model": {"variant": "v1.5", "hidden_units": (8,)}, "train.run": {"epochs": 3.5}}
+    config.parse(bindings=[config.as_gin(groups)])
+    assert ModelSpec() == ModelSpec(variant="v1.5", hidden_units=(8,))
+
+
+def test_names_that_others_rely_on():
+    config.parse(
+        bindings=[
+            "train.run.epochs = 1", "train.run.batch_size = 8", "train.run.seed = 1", "train.run.deterministic = False",
+            "weights.path = None", "model.variant = 'v1'", "model.freeze_until = 'conv4'",
+        ]
+    )  # fmt: skip
+    assert train.ModelSpec().freeze_until == "conv4"

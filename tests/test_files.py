@@ -1,0 +1,43 @@
+import json
+import stat
+
+import pytest
+
+from carbrand import files
+
+
+def test_failed_write_leaves_the_old_file_and_no_other(tmp_path):
+    files.write_text(tmp_path / "a.txt", "old")
+    with pytest.raises(ValueError, match="stop"), files.atomic_writer(tmp_path / "a.txt") as file:
+        file.write(b"half")
+        raise ValueError("stop")
+    assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
+    assert (tmp_path / "a.txt").read_text() == "old"
+
+
+def test_written_files_have_the_usual_rights(tmp_path):
+    files.write_text(tmp_path / "ours", "")
+    (tmp_path / "theirs").touch()
+    assert stat.S_IMODE((tmp_path / "ours").stat().st_mode) == stat.S_IMODE((tmp_path / "theirs").stat().st_mode)
+
+
+def test_folders_are_made(tmp_path):
+    files.write_json(tmp_path / "a" / "b.json", {"é": [1]})
+    assert json.loads((tmp_path / "a" / "b.json").read_text()) == {"é": [1]}
+
+
+def test_jsonl_has_one_row_a_line(tmp_path):
+    files.write_jsonl(tmp_path / "rows.jsonl", [{"a": 1}, {"a": "ü"}])
+    assert (tmp_path / "rows.jsonl").read_text() == '{"a": 1}\n{"a": "ü"}\n'
+
+
+def test_sha256_of_nothing():
+    assert files.sha256(b"") == "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
+
+
+def test_fingerprint_does_not_depend_on_the_order_of_keys():
+    assert files.fingerprint({"a": 1, "b": 2}) == files.fingerprint({"b": 2, "a": 1})
+
+
+def test_shard_name():
+    assert files.shard_name("train", 3, 8) == "carbrand-train.tfrecord-00003-of-00008"

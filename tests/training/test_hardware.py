@@ -1,0 +1,39 @@
+import pytest
+
+from carbrand.errors import ConfigError
+from carbrand.training.hardware import Hardware, make_strategy
+from carbrand.training.optimizer import OptimizerSpec
+
+
+def test_replicas_on_the_cpu():
+    assert make_strategy(Hardware(replicas=4)).num_replicas_in_sync == 4
+    assert make_strategy(Hardware()).num_replicas_in_sync == 1
+
+
+def test_more_replicas_than_devices_raises():
+    with pytest.raises(ConfigError, match="hardware.replicas=5, but this process was started with 4 CPU devices"):
+        make_strategy(Hardware(replicas=5))
+
+
+def test_unknown_precision_raises():
+    with pytest.raises(ConfigError, match="hardware.precision='float8' is not one of float32, mixed_float16"):
+        Hardware(precision="float8")
+
+
+def test_negative_replicas_raise():
+    with pytest.raises(ConfigError, match="hardware.replicas=-1 is negative"):
+        Hardware(replicas=-1)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"name": "adam"}, "optimizer.name='adam' is not one of sgd, adamw"),
+        ({"learning_rate": 0}, "optimizer.learning_rate=0 is not a positive number"),
+        ({"head_learning_rate": -1}, "optimizer.head_learning_rate=-1"),
+        ({"label_smoothing": 1}, "optimizer.label_smoothing=1 is not in"),
+    ],
+)
+def test_bad_optimizer_raises(options, message):
+    with pytest.raises(ConfigError, match=message):
+        OptimizerSpec(**options)

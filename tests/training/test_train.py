@@ -1,0 +1,272 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from carbrand.data import manifest
+from carbrand.data.augment import Augment
+from carbrand.data.preprocess import Preprocess
+from carbrand.errors import CheckpointError, ConfigError, DataError, GateError
+from carbrand.training import checkpoint, features, train, weights
+from carbrand.training.hardware import Hardware
+from carbrand.training.model import ModelSpec
+from carbrand.training.optimizer import OptimizerSpec
+from carbrand.training.weights import Weights
+
+TINY = Preprocess(image_size_px=32)
+
+
+def settings(**changes):
+    defaults = {
+        "model": ModelSpec(),
+        "weights": Weights(),
+        "preprocess": TINY,
+        "augment": Augment(),
+        "optimizer": OptimizerSpec(),
+        "hardware": Hardware(),
+        "schedule": train.Schedule(epochs=2, head_epochs=0, batch_size=8, seed=0, deterministic=True),
+    }
+    return train.Settings(**{**defaults, **changes})
+
+
+def schedule(epochs, head_epochs=0.0, batch_size=8):
+    return train.Schedule(epochs, head_epochs, batch_size, 0, True)
+
+
+def test_plan_has_the_head_first():
+    phases = train.plan(100, settings(schedule=schedule(2, head_epochs=1), model=ModelSpec(freeze_until="conv4")))
+    assert [(p.name, p.freeze_until, p.start, p.stop) for p in phases] == [
+        ("head", "conv5", 0, 13),  # 12.5 steps an epoch, rounded up
+        ("main", "conv4", 13, 38),
+    ]
+    assert [p.is_cached for p in phases] == [True, False]
+
+
+def test_frozen_and_unaugmented_stages_are_cached():
+    frozen = settings(model=ModelSpec(freeze_until="conv4"), augment=Augment(enabled=False))
+    assert train.plan(100, frozen)[1].is_cached
+    assert not train.plan(100, settings(augment=Augment(enabled=False)))[1].is_cached
+
+
+def test_plan_of_nothing_raises():
+    with pytest.raises(ConfigError, match="train.run.epochs=0, train.run.head_epochs=0.0: nothing to train"):
+        train.plan(100, settings(schedule=schedule(0)))
+
+
+def test_batch_that_does_not_divide_raises(drawn_records, tmp_path):
+    with pytest.raises(ConfigError, match="batch_size=7 does not divide among 2 replicas. .* for example 8"):
+        train.run(drawn_records, tmp_path / "run", batch_size=7, hardware=Hardware(replicas=2))
+
+
+def test_empty_split_raises(drawn_records, tmp_path, monkeypatch):
+    whole = manifest.load(drawn_records)
+    monkeypatch.setitem(whole.splits, "validation", manifest.Split((), (0,) * 6))
+    monkeypatch.setattr(manifest, "load", lambda _: whole)
+    with pytest.raises(DataError, match="the validation split is empty"):
+        train.run(drawn_records, tmp_path / "run")
+
+
+@pytest.fixture(scope="module")
+def probe(drawn_records, tmp_path_factory):
+    """A finished run: a linear head on frozen random features."""
+    run_dir = tmp_path_factory.mktemp("probe") / "run"
+    options = probe_options()
+    result = train.run(drawn_records, run_dir, **options)
+    return run_dir, result
+
+
+def probe_options(**changes):
+    return {
+        "epochs": 3,
+        "batch_size": 8,
+        "preprocess": TINY,
+        "model": ModelSpec(freeze_until="conv5"),
+        "augment": Augment(enabled=False),
+        **changes,
+    }
+
+
+def rows(run_dir, split):
+    lines = (run_dir / "metrics.jsonl").read_text().splitlines()
+    return [row for row in map(json.loads, lines) if row["split"] == split]
+
+
+def test_run_leaves_metrics_config_and_manifest(probe, drawn_records):
+    run_dir, result = probe
+    steps = -(-3 * manifest.load(drawn_records).splits["train"].num_examples // 8)
+    assert result.steps == steps == rows(run_dir, "train")[-1]["step"]
+    assert len(rows(run_dir, "validation")) == 3
+    assert json.loads((run_dir / "run.json").read_text())["best_accuracy"] == result.best_accuracy
+    assert "train.run.epochs = 3\n" in (run_dir / "config.gin").read_text()
+    assert list((run_dir / "tensorboard").glob("events*"))
+
+
+def test_config_of_a_run_repeats_it(probe, drawn_records, tmp_path):
+    from carbrand import config
+
+    run_dir, result = probe
+    config.parse([str(run_dir / "config.gin")])
+    try:
+        again = train.run(drawn_records, tmp_path / "again")
+    finally:
+        config.parse()
+    assert again == result
+    assert (tmp_path / "again" / "config.gin").read_text() == (run_dir / "config.gin").read_text()
+    assert_same_weights(run_dir, tmp_path / "again")
+
+
+def assert_same_weights(ours, theirs):
+    ours, theirs = checkpoint.load_latest(ours), checkpoint.load_latest(theirs)
+    assert ours.meta["step"] == theirs.meta["step"]
+    for part in ("model", "optimizer", "extra"):
+        assert getattr(ours, part).keys() == getattr(theirs, part).keys()
+        for name, array in getattr(ours, part).items():
+            np.testing.assert_array_equal(array, getattr(theirs, part)[name], err_msg=name)
+
+
+def test_finished_run_is_not_trained_again(probe, drawn_records, monkeypatch):
+    run_dir, result = probe
+    monkeypatch.setattr(train, "_train_phase", lambda *_: pytest.fail("trained again"))
+    assert train.run(drawn_records, run_dir, **probe_options()) == result
+
+
+def test_frozen_backbone_is_run_once_over_each_photo(drawn_records, tmp_path, monkeypatch):
+    passes = []
+    original = features.outputs
+    monkeypatch.setattr(features, "outputs", lambda f, d, n, s: passes.append(n) or original(f, d, n, s))
+    train.run(drawn_records, tmp_path / "run", **probe_options(epochs=4))
+    counts = {name: split.num_examples for name, split in manifest.load(drawn_records).splits.items()}
+    # One pass of the backbone over each split; then the head alone validates, once an epoch.
+    assert passes == [counts["train"], counts["validation"]] + [counts["validation"]] * 4
+    assert len(list((tmp_path / "run" / "features").glob("*.npy"))) == 2
+
+
+def test_features_equal_the_backbone_s_output(probe, drawn_records):
+    import keras
+
+    from carbrand.data import pipeline
+
+    run_dir, _ = probe
+    model, _ = checkpoint.load_model(run_dir)
+    dataset = pipeline.make_dataset(drawn_records, "train", batch_size=8, is_training=False, preprocess=TINY)
+    prefix = keras.Model(model.input, model.get_layer("pool").output)
+    expected = np.concatenate([prefix(images, training=False) for images, _ in dataset])
+    stored = [np.load(path) for path in (run_dir / "features").glob("*.npy")]
+    ours = next(array for array in stored if len(array) == len(expected))
+    np.testing.assert_allclose(ours, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"epochs": 4}, "started with train.run.epochs=3, now it is 4"),
+        ({"optimizer": OptimizerSpec(learning_rate=0.5)}, "started with optimizer.learning_rate=0.01, now it is 0.5"),
+    ],
+)
+def test_resuming_with_other_settings_raises(probe, drawn_records, change, message):
+    with pytest.raises(CheckpointError, match=message):
+        train.run(drawn_records, probe[0], **probe_options(**change))
+
+
+def test_weights_of_a_run_load_into_another(probe):
+    from carbrand.training.model import build_model
+
+    model = build_model(("x", "y"), ModelSpec())
+    coverage = weights.load(model, str(probe[0]), "v1")
+    assert coverage.backbone_fraction == 1
+    assert set(coverage.new) == {"logits/kernel", "logits/bias"}  # two brands here, six there
+
+
+def test_exploding_run_stops_and_names_the_step(drawn_records, tmp_path):
+    with pytest.raises(GateError, match=r"the gradient is not finite at or before step \d+ \(learning rate \d"):
+        train.run(
+            drawn_records,
+            tmp_path / "run",
+            **probe_options(epochs=20, optimizer=OptimizerSpec(learning_rate=1e38, weight_decay=0.0)),
+        )
+
+
+def test_head_then_unfrozen_stages(drawn_records, tmp_path):
+    options = probe_options(head_epochs=2, epochs=1, model=ModelSpec(freeze_until="conv4"), augment=Augment())
+    train.run(drawn_records, tmp_path / "run", **options)
+    phases = [row["phase"] for row in rows(tmp_path / "run", "train")]
+    assert phases == sorted(phases)  # "head" before "main"
+    assert set(phases) == {"head", "main"}
+
+
+# A network of a few layers that is trained from images; killed and resumed in the same way as the real one.
+COMMAND = (
+    "train", "--gin_param", "preprocess.image_size_px=32", "--gin_param", "train.run.batch_size=4",
+    "--gin_param", "train.run.epochs=2", "--gin_param", "train.run.checkpoint_every_s=0",
+    "--gin_param", "model.dropout=0.3",
+)  # fmt: skip
+
+
+def start(records, run_dir, *extra):
+    arguments = [sys.executable, "-m", "carbrand", *COMMAND, "--data", records, "--run", run_dir, *extra]
+    return subprocess.Popen(list(map(str, arguments)), stderr=subprocess.PIPE, text=True)
+
+
+def wait_for_step(run_dir, process, step):
+    deadline = time.monotonic() + 180
+    while time.monotonic() < deadline and process.poll() is None:
+        names = [p.name for p in (run_dir / checkpoint.FOLDER).glob("step-*.npz")]
+        if any(int(name[5:14]) >= step for name in names):
+            return
+        time.sleep(0.05)
+    pytest.fail(f"no checkpoint of step {step}: {process.communicate()[1]}")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("replicas", [1, 2])
+def test_killed_run_ends_with_the_weights_of_an_uninterrupted_one(drawn_records, tmp_path, replicas):
+    extra = ("--gin_param", f"hardware.replicas={replicas}")
+    assert start(drawn_records, tmp_path / "whole", *extra).wait() == 0
+    for step in (3, 11):  # in mid-epoch, in the first and the second
+        process = start(drawn_records, tmp_path / "killed", *extra)
+        wait_for_step(tmp_path / "killed", process, step)
+        process.kill()
+        assert process.wait() == -signal.SIGKILL
+    assert start(drawn_records, tmp_path / "killed", *extra).wait() == 0
+    assert_same_weights(tmp_path / "whole", tmp_path / "killed")
+    steps = [row["step"] for row in rows(tmp_path / "killed", "validation")]
+    assert steps == [row["step"] for row in rows(tmp_path / "whole", "validation")]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_signal_saves_and_exits_with_its_code(drawn_records, tmp_path, number, code):
+    process = start(drawn_records, tmp_path / "run")
+    wait_for_step(tmp_path / "run", process, 2)
+    os.kill(process.pid, number)
+    _, errors = process.communicate()
+    assert process.returncode == code
+    assert "the state is saved" in errors
+    assert checkpoint.load_latest(tmp_path / "run").meta["step"] >= 2
+
+
+def test_learning_rate_warms_up_and_falls_to_zero():
+    from carbrand.training.optimizer import learning_rate
+
+    rates = [learning_rate(1.0, step, 10, warmup_steps=2) for step in range(11)]
+    assert rates[:3] == [0.5, 1.0, 1.0]
+    assert rates[6] == pytest.approx(0.5)
+    assert rates[10] == pytest.approx(0.0)
+
+
+def test_features_do_not_fit_on_the_disk(tmp_path, monkeypatch):
+    import keras
+
+    monkeypatch.setattr(features.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 10})())
+    image = keras.Input((4,))
+    model = keras.Model(image, keras.layers.Dense(2)(image))
+    with pytest.raises(DataError, match="test features take 0.0 GB"):
+        features.compute(
+            model, tf.data.Dataset.range(1), 100, tf.distribute.get_strategy(), folder=tmp_path, key={}, title="test features"
+        )
