@@ -16,6 +16,7 @@ EXTRAS = {
         "coverage>=7.6",
         "hypothesis>=6.100",
         "mypy>=1.15",
+        "pre-commit>=4",
         "pytest>=8.3",
         "pytest-xdist>=3.6",
         "ruff>=0.12",

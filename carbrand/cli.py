@@ -86,7 +86,7 @@ def _load_tensorflow() -> None:
     """Imports TensorFlow without the lines that its C++ side writes to stderr before any log level counts."""
     sys.stderr.flush()
     stderr = os.dup(2)
-    with open(os.devnull, "wb") as nowhere:
+    with pathlib.Path(os.devnull).open("wb") as nowhere:
         os.dup2(nowhere.fileno(), 2)
     try:
         import tensorflow  # noqa: F401

@@ -95,7 +95,10 @@ def test_unknown_flag_is_argparse_s_error(capsys):
 
 
 def test_beam_options_go_to_build_only(capsys):
-    assert carbrand("predict", "--model", "m", "x", "--", "--runner=X") == "carbrand: only `carbrand build` takes Beam options after --"
+    assert (
+        carbrand("predict", "--model", "m", "x", "--", "--runner=X")
+        == "carbrand: only `carbrand build` takes Beam options after --"
+    )
 
 
 def test_unknown_beam_option(drawn_photos, tmp_path, capsys):

@@ -32,7 +32,9 @@ def test_recipes_parse_and_their_names_resolve(name):
 
 
 def test_unknown_recipe_names_those_that_exist():
-    with pytest.raises(ConfigError, match="nothere: no such gin file, .* Recipes: demo, finetune, probe, scratch, smoke"):
+    with pytest.raises(
+        ConfigError, match="nothere: no such gin file, .* Recipes: demo, finetune, probe, scratch, smoke"
+    ):
         config.parse(["nothere"])
 
 

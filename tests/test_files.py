@@ -6,11 +6,16 @@ import pytest
 from carbrand import files
 
 
-def test_failed_write_leaves_the_old_file_and_no_other(tmp_path):
-    files.write_text(tmp_path / "a.txt", "old")
-    with pytest.raises(ValueError, match="stop"), files.atomic_writer(tmp_path / "a.txt") as file:
+def fail_in_the_middle(path):
+    with files.atomic_writer(path) as file:
         file.write(b"half")
         raise ValueError("stop")
+
+
+def test_failed_write_leaves_the_old_file_and_no_other(tmp_path):
+    files.write_text(tmp_path / "a.txt", "old")
+    with pytest.raises(ValueError, match="stop"):
+        fail_in_the_middle(tmp_path / "a.txt")
     assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
     assert (tmp_path / "a.txt").read_text() == "old"
 

@@ -30,7 +30,10 @@ LIGHT = {
     "carbrand.cli": set(),
     "carbrand.exported": set(),
     "carbrand.config": {"gin"},
-    **{f"carbrand.data.{m}": set() for m in ("cache", "duplicates", "images", "manifest", "records", "sources", "splits")},
+    **{
+        f"carbrand.data.{m}": set()
+        for m in ("cache", "duplicates", "images", "manifest", "records", "sources", "splits")
+    },
     "carbrand.evaluation.metrics": set(),
     "carbrand.serving.predict": {"tensorflow"},
     "beam_jobs.build_dataset": {"apache_beam"},

@@ -26,7 +26,9 @@ class Progress:
         self._keep_rows_until(start_step)
         self._jsonl = self._path.open("a")
         self._board = tf.summary.create_file_writer(str(run / "tensorboard"))
-        self._bar = tqdm.tqdm(initial=start_step, total=num_steps, unit="step", desc="train", dynamic_ncols=True, disable=None)
+        self._bar = tqdm.tqdm(
+            initial=start_step, total=num_steps, unit="step", desc="train", dynamic_ncols=True, disable=None
+        )
         self._reset()
 
     def __enter__(self) -> "Progress":

@@ -66,7 +66,9 @@ def test_other_format_version_raises(tmp_path, monkeypatch):
         checkpoint.load(tmp_path / "c.npz")
 
 
-@pytest.mark.parametrize(("folder", "what"), [("none", "no such folder"), (".", "not a run with a validated checkpoint")])
+@pytest.mark.parametrize(
+    ("folder", "what"), [("none", "no such folder"), (".", "not a run with a validated checkpoint")]
+)
 def test_folder_that_is_no_run_raises(tmp_path, folder, what):
     with pytest.raises(CheckpointError, match=what):
         checkpoint.load_run(tmp_path / folder)
@@ -77,7 +79,9 @@ def test_restore_refuses_other_shapes():
     layer.build((None, 3))
     arrays = checkpoint.arrays_of(layer.variables)
     arrays["a/kernel"] = np.zeros((5, 2), np.float32)
-    with pytest.raises(CheckpointError, match=r"The weights do not fit the checkpoint: a/kernel has shape \(3, 2\), \(5, 2\)"):
+    with pytest.raises(
+        CheckpointError, match=r"The weights do not fit the checkpoint: a/kernel has shape \(3, 2\), \(5, 2\)"
+    ):
         checkpoint.restore(layer.variables, arrays, "The weights")
 
 

@@ -14,10 +14,11 @@ IMAGES = np.random.default_rng(0).integers(0, 256, (2, 64, 96, 3)).astype(np.uin
 @pytest.fixture(scope="module")
 def reference():
     keras.utils.set_random_seed(0)
+    generator = np.random.default_rng(0)
     model = keras.applications.ResNet50(weights=None, include_top=False)
     for layer in model.layers:
         if isinstance(layer, keras.layers.BatchNormalization):
-            layer.set_weights([np.random.uniform(0.5, 1.5, w.shape) for w in layer.get_weights()])
+            layer.set_weights([generator.uniform(0.5, 1.5, w.shape) for w in layer.get_weights()])
     return model
 
 

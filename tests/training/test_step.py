@@ -18,7 +18,9 @@ LABELS = (np.arange(4 * BATCH) % 3).astype(np.int32)
 def small_network(*, synchronized=True, dropout=0.0):
     keras.utils.set_random_seed(7)
     image = keras.Input((6, 6, 3))
-    x = keras.layers.Conv2D(4, 3, use_bias=False, name="conv")(image)  # AdamW would blow up the noise of a bias before BN
+    x = keras.layers.Conv2D(4, 3, use_bias=False, name="conv")(
+        image
+    )  # AdamW would blow up the noise of a bias before BN
     x = keras.layers.BatchNormalization(synchronized=synchronized, momentum=0.5, name="bn")(x)
     x = keras.layers.GlobalAveragePooling2D()(keras.layers.Activation("relu")(x))
     x = ExampleDropout(dropout)(x)

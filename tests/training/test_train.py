@@ -268,5 +268,11 @@ def test_features_do_not_fit_on_the_disk(tmp_path, monkeypatch):
     model = keras.Model(image, keras.layers.Dense(2)(image))
     with pytest.raises(DataError, match="test features take 0.0 GB"):
         features.compute(
-            model, tf.data.Dataset.range(1), 100, tf.distribute.get_strategy(), folder=tmp_path, key={}, title="test features"
+            model,
+            tf.data.Dataset.range(1),
+            100,
+            tf.distribute.get_strategy(),
+            folder=tmp_path,
+            key={},
+            title="test features",
         )
