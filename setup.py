@@ -11,6 +11,8 @@ VERSION = re.search(r'__version__ = "(.+)"', (HERE / "carbrand/__init__.py").rea
 EXTRAS = {
     "beam": ["apache-beam>=2.77,<2.78"],
     "tfds": ["tensorflow-datasets>=4.9.10,<4.10", "importlib_resources>=6"],
+    "serve": ["python-multipart>=0.0.20", "starlette>=0.46", "uvicorn>=0.34"],
+    "tune": ["optuna>=4.3,<6"],
     "gpu": ["tensorflow[and-cuda]>=2.21,<2.22"],
     "dev": [
         "coverage>=7.6",
@@ -22,7 +24,7 @@ EXTRAS = {
         "ruff>=0.12",
     ],
 }
-EXTRAS["all"] = [*EXTRAS["beam"], *EXTRAS["tfds"]]
+EXTRAS["all"] = [need for name in ("beam", "tfds", "serve", "tune") for need in EXTRAS[name]]
 
 setup(
     name="carbrand",
@@ -44,7 +46,7 @@ setup(
         # training/optimizer.py overrides a private method of Keras's optimizers, tested for this range.
         "keras>=3.15,<3.16",
         "matplotlib>=3.9",
-        "numpy>=1.26",
+        "numpy>=2.1",
         "pillow>=11.3",  # the first with AVIF in its wheels
         "scikit-learn>=1.5",
         "scipy>=1.13",

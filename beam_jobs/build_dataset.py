@@ -224,7 +224,7 @@ def _check_numbers(
     if resize_short_px is not None and resize_short_px < images.MIN_SIDE_PX:
         raise errors.ConfigError(f"--resize_short={resize_short_px}: must be at least {images.MIN_SIDE_PX} pixels.")
     if not 1 <= jpeg_quality <= 95:
-        raise errors.ConfigError(f"--jpeg_quality={jpeg_quality}: must lie between 1 and 95.")
+        raise errors.ConfigError(f"jpeg_quality={jpeg_quality}: must lie between 1 and 95.")
     if not 0 <= max_reject_fraction <= 1:
         raise errors.ConfigError(f"--max_reject_fraction={max_reject_fraction}: must lie between 0 and 1.")
 
@@ -288,8 +288,6 @@ def _read(photo: sources.Photo) -> bytes:
 
 
 def _normalise(content: bytes, settings: build_output.Settings) -> cache.Entry:
-    if len(content) > images.MAX_FILE_BYTES:
-        return cache.Rejection("too_large", f"over {images.MAX_FILE_BYTES} bytes")
     try:
         return images.normalise(content, resize_short_px=settings.resize_short_px, jpeg_quality=settings.jpeg_quality)
     except images.Rejected as rejected:

@@ -3,7 +3,6 @@
 import collections
 import contextlib
 import dataclasses
-import fcntl
 import json
 import pathlib
 import shutil
@@ -51,13 +50,9 @@ class Settings:
 def locked(settings: Settings) -> Iterator[None]:
     """Makes the work folder, and keeps a second build out of it; the lock ends with this process at the latest."""
     pathlib.Path(settings.work_dir).mkdir(parents=True, exist_ok=True)
-    with pathlib.Path(settings.work_dir, "lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise errors.ConfigError(
-                f"--output={settings.output_dir}: another build is writing here. Wait for it, or choose another folder."
-            ) from error
+    with files.locked(
+        pathlib.Path(settings.work_dir, "lock"), f"--output={settings.output_dir}: another build is writing here."
+    ):
         yield
 
 

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 
 from absl import app, flags
+from absl import logging as absl_logging
 from absl.flags import argparse_flags
 
 import carbrand
@@ -34,9 +35,10 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     if "--" in arguments:
         cut = arguments.index("--")
         arguments, beam_arguments = arguments[:cut], arguments[cut + 1 :]
-    options = make_parser().parse_args(arguments)
+    parser = make_parser()
+    options = parser.parse_args(arguments)
     if beam_arguments and options.command != "build":
-        raise SystemExit("carbrand: only `carbrand build` takes Beam options after --")
+        parser.error(f"carbrand {options.command} takes nothing after --; only carbrand build does, for Beam")
     options.beam_arguments = beam_arguments
     flags.FLAGS(argv[:1])  # absl wants its own flags parsed; the stages have none
     return options
@@ -46,12 +48,16 @@ def _run(options: argparse.Namespace) -> int:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # before TensorFlow is imported
     logging.basicConfig(format="%(message)s", level=logging.WARNING, force=True)
     logging.getLogger("carbrand").setLevel(logging.INFO)
+    absl_logging.set_verbosity(absl_logging.WARNING)  # TensorFlow tells of its own doings at INFO
     try:
         return options.handler(options) or 0
     except CarbrandError as error:
         message = str(error).splitlines()[0]  # gin adds lines on where it called what
         print(f"{type(error).__name__}: {message}", file=sys.stderr)
         return error.exit_code
+    except KeyboardInterrupt:
+        print("Interrupted.", file=sys.stderr)
+        return 130
 
 
 def make_parser() -> argparse.ArgumentParser:

@@ -1,4 +1,4 @@
-"""The gin glue: recipe files and bindings in, checked and locked; a run's whole config out."""
+"""The gin glue: recipe files and bindings in, checked; a run's whole config out."""
 
 import difflib
 import importlib.util
@@ -61,7 +61,7 @@ def _recipes_folder() -> pathlib.Path:
 def _parse(text: str, where: str | os.PathLike[str]) -> None:
     try:
         gin.parse_config(text)
-    except (ValueError, SyntaxError) as error:
+    except (ValueError, SyntaxError, OSError, ImportError) as error:
         message = str(error).splitlines()[0].rstrip(".")
         line = re.search(r"line (\d+)", str(error))
         place = f"{where}, line {line[1]}" if line and len(text.splitlines()) > 1 else f"{where}"

@@ -52,7 +52,10 @@ def load(folder: str | os.PathLike[str]) -> Exported:
     if not path.exists():
         what = "not a complete export" if path.parent.is_dir() else "no such folder"
         raise DataError(f"{folder}: {what}. Make it with `carbrand export --run RUN --output {folder}`.")
-    content = json.loads(path.read_text())
+    try:
+        content = json.loads(path.read_text())
+    except ValueError as error:
+        raise DataError(f"{path}: damaged ({error}). Export the run again.") from error
     if content.get("format_version") != FORMAT_VERSION:
         raise DataError(
             f"{path}: has format version {content.get('format_version')}, this carbrand reads version "

@@ -1,6 +1,7 @@
 """Files written so that no reader ever sees half of one, content hashes, and the names of shards."""
 
 import contextlib
+import fcntl
 import hashlib
 import json
 import os
@@ -8,6 +9,8 @@ import pathlib
 import tempfile
 from collections.abc import Iterator
 from typing import IO, Any
+
+from carbrand.errors import ConfigError
 
 
 def sha256(content: bytes | memoryview) -> str:
@@ -40,6 +43,21 @@ def atomic_writer(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary)
         raise
+
+
+@contextlib.contextmanager
+def locked(path: str | os.PathLike[str], otherwise: str) -> Iterator[None]:
+    """Holds the lock file `path`, in a folder that exists; it is free again with the end of this process at the latest.
+
+    Raises:
+      ConfigError: Another process holds it; the message begins with `otherwise`.
+    """
+    with pathlib.Path(path).open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ConfigError(f"{otherwise} Wait for it, or choose another folder.") from error
+        yield
 
 
 def write_bytes(path: str | os.PathLike[str], content: bytes) -> None:

@@ -10,10 +10,11 @@ import pytest
 ROOT = pathlib.Path(__file__).parents[1]
 
 # Each room may import from itself and from the rooms named; `carbrand` is the package's own __init__.
-FOUNDATION = {"carbrand", "carbrand.errors", "carbrand.files"}
+FOUNDATION = {"carbrand", "carbrand.errors", "carbrand.files", "carbrand.checks"}
 ROOMS = {
     "carbrand.errors": set(),
-    "carbrand.files": set(),
+    "carbrand.files": {"carbrand.errors"},
+    "carbrand.checks": {"carbrand.errors"},
     "carbrand.exported": FOUNDATION,
     "carbrand.config": FOUNDATION,
     "carbrand.data": FOUNDATION,

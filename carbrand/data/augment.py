@@ -5,8 +5,8 @@ import dataclasses
 import gin
 import tensorflow as tf
 
+from carbrand import checks
 from carbrand.data import preprocess
-from carbrand.errors import ConfigError
 
 
 @gin.configurable("augment", module="carbrand")
@@ -29,12 +29,11 @@ class Augment:
     color_jitter: float = 0.0
 
     def __post_init__(self) -> None:
-        if not 0 < self.crop_area_min <= 1:
-            raise ConfigError(f"augment.crop_area_min={self.crop_area_min!r} is not in (0, 1].")
-        if not self.crop_aspect >= 1:
-            raise ConfigError(f"augment.crop_aspect={self.crop_aspect!r} is below 1.")
-        if not 0 <= self.color_jitter < 1:
-            raise ConfigError(f"augment.color_jitter={self.color_jitter!r} is not in [0, 1).")
+        checks.boolean("augment.enabled", self.enabled)
+        checks.number("augment.crop_area_min", self.crop_area_min, above=0, at_most=1)
+        checks.number("augment.crop_aspect", self.crop_aspect, at_least=1)
+        checks.boolean("augment.flip", self.flip)
+        checks.number("augment.color_jitter", self.color_jitter, at_least=0, below=1)
 
     def __call__(self, encoded: tf.Tensor, seed: tf.Tensor, height_width: tuple[int, int]) -> tf.Tensor:
         """One JPEG (scalar string) and a seed [2] int64 -> [H, W, 3] uint8.

@@ -81,6 +81,8 @@ def normalise(content: bytes, *, resize_short_px: int | None, jpeg_quality: int 
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow warns of odd metadata, and of sizes that are checked here.
+        if len(content) > MAX_FILE_BYTES:
+            raise Rejected("too_large", f"over {MAX_FILE_BYTES} bytes")
         image = _open(content)
         _check_size(*image.size)
         target = _target_size(image.size, resize_short_px)

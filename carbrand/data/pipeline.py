@@ -5,12 +5,13 @@ at once, and is the same for any number of replicas, workers and restarts. Recor
 split is shuffled without a buffer.
 """
 
+import contextlib
 import functools
 import io
 import os
 import pathlib
-import threading
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import tensorflow as tf
@@ -57,7 +58,8 @@ def make_dataset(
       pad_last: In evaluation, fill the last batch by repeating the last photo.
 
     Raises:
-      DataError: The folder is not a complete records folder, the split is unknown or empty, or a record is damaged.
+      DataError: The folder is not a complete records folder, the split is unknown or empty.
+      tf.errors.OpError: While iterating: a record is damaged or gone; `data_errors` makes a DataError of it.
     """
     if batch_size < 1:
         raise ConfigError(f"batch_size={batch_size} is not a positive number.")
@@ -104,8 +106,6 @@ class RecordReader:
         self._folder = pathlib.Path(folder)
         self._index = manifest.load_index(folder, split)
         self._shards = manifest.load(folder).splits[split].shards
-        self._files: dict[int, io.FileIO] = {}
-        self._lock = threading.Lock()
         if not len(self._index):
             raise DataError(f"{folder}: the {split} split is empty. Build with more photos, or another --split.")
 
@@ -118,22 +118,31 @@ class RecordReader:
         return self._index["label"]
 
     def read(self, record: int) -> bytes:
-        """The payload of one record; see `records.read`."""
-        row = self._index[record]
-        where = f"{self._folder / self._shards[row['shard']].name}: record {record}"
-        return records.read(self._file(int(row["shard"])), int(row["offset"]), int(row["length"]), where=where)
+        """The payload of one record; see `records.read`.
 
-    def _file(self, shard: int) -> int:
-        with self._lock:
-            if shard not in self._files:
-                path = self._folder / self._shards[shard].name
-                try:
-                    self._files[shard] = io.FileIO(path)
-                except FileNotFoundError:
-                    raise DataError(
-                        f"{path}: missing, though the manifest lists it. Run `carbrand build` again."
-                    ) from None
-            return self._files[shard].fileno()
+        The shard is opened for each record, which costs microseconds: a split may have more shards than a process may
+        have open files.
+        """
+        row = self._index[record]
+        path = self._folder / self._shards[row["shard"]].name
+        try:
+            with io.FileIO(path) as file:
+                where = f"{path}: record {record}"
+                return records.read(file.fileno(), int(row["offset"]), int(row["length"]), where=where)
+        except FileNotFoundError:
+            raise DataError(f"{path}: missing, though the manifest lists it. Run `carbrand build` again.") from None
+
+
+@contextlib.contextmanager
+def data_errors() -> Iterator[None]:
+    """Within the block, a DataError raised inside tf.data comes out as one, not as TensorFlow's report of it."""
+    try:
+        yield
+    except tf.errors.OpError as error:
+        found = re.search(r"DataError: (.+)", str(error))
+        if not found:
+            raise
+        raise DataError(found[1]) from error
 
 
 def example_numbers(
@@ -160,7 +169,8 @@ def map_blocks(
     """
 
     def call(block: tf.Tensor) -> tuple[tf.Tensor, ...]:
-        values = tf.numpy_function(function, [block], [row.dtype for row in rows])
+        # Not stateful, or tf.data would give up all parallelism when operations have to be deterministic.
+        values = tf.numpy_function(function, [block], [row.dtype for row in rows], stateful=False)
         return (block, *(tf.ensure_shape(v, (None, *row.shape)) for v, row in zip(values, rows, strict=True)))
 
     return numbers.batch(_READ_BLOCK).map(call).unbatch()

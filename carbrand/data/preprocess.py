@@ -5,6 +5,7 @@ import dataclasses
 import gin
 import tensorflow as tf
 
+from carbrand import checks
 from carbrand.errors import ConfigError
 
 
@@ -22,18 +23,12 @@ class Preprocess:
     crop_fraction: float = 0.875  # He et al. 2015, arXiv:1512.03385: 224 of 256
 
     def __post_init__(self) -> None:
+        checks.number("preprocess.crop_fraction", self.crop_fraction, above=0, at_most=1)
         size = self.image_size_px
-        sides = (size,) if isinstance(size, int) else size
-        if (
-            not isinstance(sides, tuple | list)
-            or len(sides) > 2
-            or not all(isinstance(s, int) and s >= 32 for s in sides)
-        ):
-            raise ConfigError(
-                f"preprocess.image_size_px={size!r}: give one side or (height, width), each a whole number from 32."
-            )
-        if not 0 < self.crop_fraction <= 1:
-            raise ConfigError(f"preprocess.crop_fraction={self.crop_fraction!r} is not in (0, 1].")
+        if isinstance(size, tuple | list) and len(size) != 2:
+            raise ConfigError(f"preprocess.image_size_px={size!r}: give one side or (height, width).")
+        for side in size if isinstance(size, tuple | list) else (size,):
+            checks.number("preprocess.image_size_px", side, at_least=32, whole=True)
 
     @property
     def height_width(self) -> tuple[int, int]:

@@ -32,7 +32,7 @@ def list_folder(root: str | os.PathLike[str]) -> list[Photo]:
     Files that lie directly in `root` belong to no brand: they are left out, with a warning.
 
     Raises:
-        DataError: if `root` is not a folder, holds no photos, or photos of fewer than two brands.
+        DataError: if `root` is not a folder, holds no photos, photos of fewer than two brands, or an empty folder.
     """
     root = pathlib.Path(root).absolute()
     _check_folder(root)
@@ -40,7 +40,15 @@ def list_folder(root: str | os.PathLike[str]) -> list[Photo]:
     photos = [_photo(path, root) for path in paths if path.parent != root]
     _warn_about_files_without_brand(root, len(paths) - len(photos))
     _check_brands(root, {photo.brand for photo in photos})
+    _check_no_brand_is_empty(root, photos)
     return sorted(photos, key=lambda photo: (photo.name, photo.uri))
+
+
+def _check_no_brand_is_empty(root: pathlib.Path, photos: list[Photo]) -> None:
+    brands = {photo.brand for photo in photos}
+    for folder in sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")):
+        if normalise_brand(folder.name) not in brands:
+            raise errors.DataError(f"{folder}: a brand's folder without a file. Put photos into it, or remove it.")
 
 
 def normalise_brand(folder_name: str) -> str:

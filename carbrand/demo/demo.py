@@ -1,14 +1,19 @@
 """The whole flow on photos drawn by the program: draw, build, train, evaluate, export, predict."""
 
+import csv
+import json
 import os
 import pathlib
 import subprocess
 import sys
+from typing import Any
 
+from carbrand import files
 from carbrand.demo import draw
+from carbrand.errors import ConfigError
 
-DRAWN = "photos"
 RECIPE = "demo"
+_SETTINGS = "demo.json"  # written when the photos are drawn
 
 
 def run(folder: str | os.PathLike[str], *, photos_per_brand: int = 160, epochs: float | None = None) -> None:
@@ -20,25 +25,40 @@ def run(folder: str | os.PathLike[str], *, photos_per_brand: int = 160, epochs: 
       epochs: Passes over the training photos; None: as the recipe says.
 
     Raises:
+      ConfigError: `folder` holds a demo with other arguments.
       SystemExit: A stage failed, with its exit code.
     """
     folder = pathlib.Path(folder)
-    photos, records, run_dir, model = (folder / name for name in (DRAWN, "records", "run", "model"))
-    if not (photos / ".complete").exists():
-        print(f"Drawing photos of six invented brands: {photos}", flush=True)
-        draw.draw_photos(photos, photos_per_brand=photos_per_brand)
-        (photos / ".complete").touch()
+    photos, records, run_dir, model = (folder / name for name in ("photos", "records", "run", "model"))
+    _draw(folder, photos, {"photos_per_brand": photos_per_brand, "epochs": epochs})
     if not (records / "manifest.json").exists():
         _stage("build", "--input", photos, "--output", records)
     if not (run_dir / "run.json").exists():
         bindings = [] if epochs is None else ["--gin_param", f"train.run.epochs={epochs}"]
         _stage("train", "--data", records, "--run", run_dir, "--gin_file", RECIPE, *bindings)
-    _stage("evaluate", "--run", run_dir, "--data", records)
-    if not (model / "model.json").exists():
-        _stage("export", "--run", run_dir, "--data", records, "--output", model)
-    one_of_each = [sorted(brand.glob("0*.jpg"))[-1] for brand in sorted(photos.iterdir()) if brand.is_dir()]
-    _stage("predict", "--model", model, *one_of_each)
-    print(f"\nReport: {run_dir / 'evaluation-test' / 'report.txt'}\nModel:  {model}")
+        _stage("evaluate", "--run", run_dir, "--data", records)
+        _stage("export", "--run", run_dir, "--data", records, "--output", model, "--overwrite")
+    report = run_dir / "evaluation-test"
+    _stage("predict", "--model", model, *_one_photo_per_brand(report / "predictions.csv", photos))
+    accuracy = json.loads((report / "report.json").read_text())["metrics"]["accuracy"]
+    print(f"\nReport: {report} (test accuracy {accuracy:.1%})\nModel:  {model}")
+
+
+def _draw(folder: pathlib.Path, photos: pathlib.Path, settings: dict[str, Any]) -> None:
+    path = folder / _SETTINGS
+    if not path.exists():
+        print(f"Drawing photos of six invented brands: {photos}", flush=True)
+        draw.draw_photos(photos, photos_per_brand=settings["photos_per_brand"])
+        files.write_json(path, settings)
+    elif json.loads(path.read_text()) != settings:
+        raise ConfigError(f"--dir={folder}: holds a demo made with {json.loads(path.read_text())}. Give another --dir.")
+
+
+def _one_photo_per_brand(predictions: pathlib.Path, photos: pathlib.Path) -> list[pathlib.Path]:
+    """The first test photo of each brand: none that the network has trained on."""
+    with predictions.open(encoding="utf-8-sig", newline="") as file:
+        names = {row["brand"]: row["filename"] for row in reversed(list(csv.DictReader(file)))}
+    return [photos / names[brand] for brand in sorted(names)]
 
 
 def _stage(*arguments: str | pathlib.Path) -> None:

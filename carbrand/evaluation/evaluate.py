@@ -51,7 +51,8 @@ def run(
         raise DataError(f"{data}: has the brands {', '.join(dataset.brands)}; {source} knows {', '.join(brands)}.")
     reader = pipeline.RecordReader(data, split)
     batches = predict(data, split, batch_size)
-    probabilities = np.concatenate(list(_with_progress(batches, len(reader), f"evaluate {split}")))
+    with pipeline.data_errors():
+        probabilities = np.concatenate(list(_with_progress(batches, len(reader), f"evaluate {split}")))
     result = metrics.compute(reader.labels, probabilities, brands)
     folder = pathlib.Path(output) if output else source / f"evaluation-{split}"
     facts = {"model": str(source), **facts, "records": dataset.fingerprint, "split": split}

@@ -65,6 +65,8 @@ def run(
       GateError: The exported graph's probabilities differ from the run's.
     """
     output = pathlib.Path(output)
+    if output.exists() and not output.is_dir():
+        raise ConfigError(f"--output={output}: is a file. Name a folder.")
     if output.exists() and any(output.iterdir()) and not overwrite:
         raise ConfigError(f"--output={output}: exists and is not empty. Give another folder, or --overwrite.")
     model, meta = checkpoint.load_model(run_dir)

@@ -74,7 +74,7 @@ class Predictor:
 
     def _normalise(self, photo: bytes | str | os.PathLike[str]) -> bytes | Failure:
         try:
-            content = photo if isinstance(photo, bytes) else pathlib.Path(photo).read_bytes()
+            content = photo if isinstance(photo, bytes) else _read(pathlib.Path(photo))
             return images.normalise(
                 content,
                 resize_short_px=self._exported.resize_short_px,
@@ -126,6 +126,12 @@ def run(
     if output is not None:
         files.write_text(output, text)
     return text, sum(isinstance(result, Failure) for result in results)
+
+
+def _read(path: pathlib.Path) -> bytes:
+    """The file, but no more of it than `images.normalise` needs to see that it is too large."""
+    with path.open("rb") as file:
+        return file.read(images.MAX_FILE_BYTES + 1)
 
 
 _Rows = list[tuple[str, Prediction | Failure]]

@@ -17,6 +17,7 @@ import numpy as np
 from carbrand import files
 from carbrand.data.preprocess import Preprocess
 from carbrand.errors import CheckpointError
+from carbrand.training import hardware
 from carbrand.training.model import ModelSpec, build_model
 
 FORMAT_VERSION = 1
@@ -25,6 +26,10 @@ BEST = "best.npz"
 _META = "meta.json"
 
 log = logging.getLogger(__name__)
+
+
+class DamagedCheckpointError(CheckpointError):
+    """A checkpoint that cannot be read."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,13 +69,15 @@ def load(path: str | os.PathLike[str]) -> State:
         with np.load(path, allow_pickle=False) as content:
             arrays = {name: content[name] for name in content.files}
         meta = json.loads(arrays.pop(_META).tobytes())
+        version = meta.pop("format_version")
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such checkpoint.") from None
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise CheckpointError(f"{path}: damaged checkpoint ({error}). Remove it to use the one before.") from error
-    if meta.pop("format_version") != FORMAT_VERSION:
+        raise DamagedCheckpointError(f"{path}: damaged checkpoint ({error}).") from error
+    if version != FORMAT_VERSION:
         raise CheckpointError(
-            f"{path}: not of checkpoint format {FORMAT_VERSION}. Train with the carbrand that wrote it."
+            f"{path}: has checkpoint format {version}, this carbrand reads {FORMAT_VERSION}. "
+            "Train with the carbrand that wrote it, or in another folder."
         )
     groups: dict[str, dict[str, np.ndarray]] = {"model": {}, "optimizer": {}, "extra": {}}
     for name, array in arrays.items():
@@ -87,12 +94,19 @@ def save_latest(run: pathlib.Path, state: State, keep: int = 2) -> None:
 
 
 def load_latest(run: pathlib.Path) -> State | None:
-    """The newest checkpoint of `run` that is whole, or None where there is none yet."""
-    for path in reversed(_checkpoints(run)):
+    """The newest checkpoint of `run` that is whole, or None where there is none yet.
+
+    Raises:
+      CheckpointError: All checkpoints are damaged, or the newest is of another format version.
+    """
+    paths = _checkpoints(run)
+    for path in reversed(paths):
         try:
             return load(path)
-        except CheckpointError as error:
+        except DamagedCheckpointError as error:
             log.warning("%s Falling back to the checkpoint before it.", error)
+    if paths:
+        raise CheckpointError(f"{run}: all checkpoints are damaged. Train anew in another folder.")
     return None
 
 
@@ -112,16 +126,12 @@ def load_run(run: str | os.PathLike[str]) -> State:
 def load_model(run: str | os.PathLike[str]) -> tuple[keras.Model, dict[str, Any]]:
     """The model of `load_run`, images -> probabilities, in float32 whatever it was trained in; and its `meta`."""
     state = load_run(run)
-    policy = keras.config.dtype_policy()
-    keras.config.set_dtype_policy("float32")
-    try:
+    with hardware.layers_in("float32"):
         model = build_model(
             state.meta["brands"],
             ModelSpec(**state.meta["config"]["model"]),
             image_size_px=Preprocess(**state.meta["config"]["preprocess"]).height_width,
         )
-    finally:
-        keras.config.set_dtype_policy(policy)
     restore(model.variables, state.model, "The model's variables")
     return model, state.meta
 

@@ -4,7 +4,7 @@ import hashlib
 import os
 import pathlib
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 import keras
 import numpy as np
@@ -53,7 +53,7 @@ def compute(
     strategy: tf.distribute.Strategy,
     *,
     folder: pathlib.Path,
-    key: dict[str, object],
+    key: Mapping[str, object],
     title: str,
 ) -> np.ndarray:
     """`prefix`'s output [N, …] for every photo, in the order of the records, from a file in `folder` if it is there.

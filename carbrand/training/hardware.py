@@ -1,11 +1,14 @@
 """Which devices train, in which precision, and whether every run repeats bit by bit."""
 
+import contextlib
 import dataclasses
+from collections.abc import Iterator
 
 import gin
 import keras
 import tensorflow as tf
 
+from carbrand import checks
 from carbrand.errors import ConfigError
 
 PRECISIONS = ("float32", "mixed_float16", "mixed_bfloat16")
@@ -28,10 +31,9 @@ class Hardware:
     xla: bool = False
 
     def __post_init__(self) -> None:
-        if self.precision not in PRECISIONS:
-            raise ConfigError(f"hardware.precision={self.precision!r} is not one of {', '.join(PRECISIONS)}.")
-        if self.replicas < 0:
-            raise ConfigError(f"hardware.replicas={self.replicas!r} is negative.")
+        checks.choice("hardware.precision", self.precision, PRECISIONS)
+        checks.number("hardware.replicas", self.replicas, at_least=0, whole=True)
+        checks.boolean("hardware.xla", self.xla)
 
 
 def make_strategy(hardware: Hardware) -> tf.distribute.Strategy:
@@ -44,11 +46,24 @@ def make_strategy(hardware: Hardware) -> tf.distribute.Strategy:
     if gpus:
         replicas = hardware.replicas or len(gpus)
         if replicas > len(gpus):
-            raise ConfigError(f"hardware.replicas={replicas}, but this machine has {len(gpus)} GPUs.")
+            raise ConfigError(
+                f"hardware.replicas={replicas}, but this machine has {len(gpus)} GPUs. Ask for no more, or 0 for all."
+            )
         return tf.distribute.MirroredStrategy([gpu.name for gpu in gpus[:replicas]])
     cpus = _logical_cpus(hardware.replicas or 1)
     # The default reduction keeps state in the process, so that a second strategy object fails in it.
     return tf.distribute.MirroredStrategy(cpus, cross_device_ops=tf.distribute.ReductionToOneDevice())
+
+
+@contextlib.contextmanager
+def layers_in(precision: str) -> Iterator[None]:
+    """Layers made within the block compute in `precision`."""
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(precision)
+    try:
+        yield
+    finally:
+        keras.config.set_dtype_policy(before)
 
 
 def set_up(seed: int, deterministic: bool) -> None:

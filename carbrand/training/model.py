@@ -13,6 +13,7 @@ import gin
 import keras
 import tensorflow as tf
 
+from carbrand import checks
 from carbrand.errors import ConfigError
 
 VARIANTS = ("v1", "v1.5")
@@ -46,11 +47,16 @@ class ModelSpec:
     batch_norm_momentum: float = 0.9  # Goyal et al. 2017, arXiv:1706.02677, 5.1; Keras's 0.99 lags in short runs
 
     def __post_init__(self) -> None:
-        _check_choice("model.variant", self.variant, VARIANTS)
-        _check_choice("model.freeze_until", self.freeze_until, STAGES)
-        _check_choice("model.pooling", self.pooling, ("avg", "max"))
-        if not 0 <= self.dropout < 1:
-            raise ConfigError(f"model.dropout={self.dropout!r} is not in [0, 1).")
+        checks.choice("model.variant", self.variant, VARIANTS)
+        checks.choice("model.freeze_until", self.freeze_until, STAGES)
+        checks.choice("model.pooling", self.pooling, ("avg", "max"))
+        checks.number("model.dropout", self.dropout, at_least=0, below=1)
+        checks.number("model.batch_norm_momentum", self.batch_norm_momentum, at_least=0, below=1)
+        checks.boolean("model.synchronized_batch_norm", self.synchronized_batch_norm)
+        if not isinstance(self.hidden_units, tuple | list):
+            raise ConfigError(f"model.hidden_units={self.hidden_units!r}: give a tuple of widths, for example (256,).")
+        for units in self.hidden_units:
+            checks.number("model.hidden_units", units, at_least=1, whole=True)
 
 
 def build_model(brands: Sequence[str], spec: ModelSpec | None = None, *, image_size_px: Any = None) -> keras.Model:
@@ -206,8 +212,3 @@ def _head(x: Any, spec: ModelSpec, num_brands: int) -> Any:
         x = keras.layers.Dense(units, activation="relu", name=f"head_dense_{i}")(x)
     x = ExampleDropout(spec.dropout, name="head_dropout")(x)
     return keras.layers.Dense(num_brands, kernel_initializer="zeros", dtype="float32", name="logits")(x)
-
-
-def _check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ConfigError(f"{name}={value!r} is not one of {', '.join(map(repr, choices))}.")

@@ -6,7 +6,7 @@ import math
 import gin
 import keras
 
-from carbrand.errors import ConfigError
+from carbrand import checks
 
 OPTIMIZERS = ("sgd", "adamw")
 
@@ -35,13 +35,14 @@ class OptimizerSpec:
     label_smoothing: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.name not in OPTIMIZERS:
-            raise ConfigError(f"optimizer.name={self.name!r} is not one of {', '.join(OPTIMIZERS)}.")
-        for name in ("learning_rate", "head_learning_rate"):
-            if not getattr(self, name) > 0:
-                raise ConfigError(f"optimizer.{name}={getattr(self, name)!r} is not a positive number.")
-        if not 0 <= self.label_smoothing < 1:
-            raise ConfigError(f"optimizer.label_smoothing={self.label_smoothing!r} is not in [0, 1).")
+        checks.choice("optimizer.name", self.name, OPTIMIZERS)
+        checks.number("optimizer.learning_rate", self.learning_rate, above=0)
+        checks.number("optimizer.head_learning_rate", self.head_learning_rate, above=0)
+        checks.number("optimizer.weight_decay", self.weight_decay, at_least=0)
+        checks.number("optimizer.warmup_epochs", self.warmup_epochs, at_least=0)
+        checks.number("optimizer.label_smoothing", self.label_smoothing, at_least=0, below=1)
+        if self.clip_norm is not None:
+            checks.number("optimizer.clip_norm", self.clip_norm, above=0)
 
 
 def build_optimizer(spec: OptimizerSpec, variables: list[keras.Variable]) -> keras.optimizers.Optimizer:

@@ -43,12 +43,13 @@ class LossScale:
         self.finite_steps = tf.Variable(0, dtype=tf.int64, trainable=False)
 
     def update(self, is_finite: tf.Tensor) -> None:
-        """Halves the scale after an overflow, doubles it after many steps without one."""
+        """Halves the scale after an overflow, down to 1, and doubles it after many steps without one."""
         if not self.is_dynamic:
             return
         finite_steps = tf.where(is_finite, self.finite_steps + 1, 0)
         grows = finite_steps >= _GROWTH_STEPS
-        self.scale.assign(tf.where(is_finite, tf.where(grows, self.scale * 2, self.scale), self.scale / 2))
+        smaller = tf.maximum(self.scale / 2, 1.0)
+        self.scale.assign(tf.where(is_finite, tf.where(grows, self.scale * 2, self.scale), smaller))
         self.finite_steps.assign(tf.where(grows, tf.zeros_like(finite_steps), finite_steps))
 
 
@@ -74,12 +75,8 @@ def make_step(
       xla: Compile each replica's forward and backward pass with XLA.
     """
     variables = model.trainable_variables
-    statistics = _local_statistics(model) if strategy.num_replicas_in_sync > 1 else []
-    if xla and strategy.num_replicas_in_sync > 1 and _has_synchronized_batch_norm(model):
-        raise ConfigError(
-            "hardware.xla=True with several replicas: XLA cannot synchronise BatchNorm across them. "
-            "Set model.synchronized_batch_norm = False (statistics are then averaged after each step)."
-        )
+    statistics = [v.value for layer in _batch_norms(model) for v in (layer.moving_mean, layer.moving_variance)]
+    check_xla(model, xla)
 
     def forward_backward(images: Any, labels: Any, step: Any, replica: Any, scale: Any) -> tuple[Any, ...]:
         num_replicas = strategy.num_replicas_in_sync
@@ -95,17 +92,25 @@ def make_step(
 
     def replica_step(batch: tuple[Any, Any], step: Any, scale: Any) -> tuple[Any, ...]:
         context = tf.distribute.get_replica_context()
+        old_statistics = [tf.identity(v) for v in statistics]
         loss, correct, gradients = compiled(*batch, step, context.replica_id_in_sync_group, scale)
         gradients = context.all_reduce(tf.distribute.ReduceOp.SUM, [tf.convert_to_tensor(g) for g in gradients])
-        if statistics:
-            means = context.all_reduce(tf.distribute.ReduceOp.MEAN, [tf.convert_to_tensor(v) for v in statistics])
-            for variable, mean in zip(statistics, means, strict=True):
-                variable.assign(mean)
         gradients = [g / scale for g in gradients]
         norm = tf.linalg.global_norm(gradients)
+        settle_statistics(context, old_statistics, tf.math.is_finite(norm))
         if spec.clip_norm is not None:
             gradients, _ = tf.clip_by_global_norm(gradients, spec.clip_norm, use_norm=norm)
         return loss, correct, norm, gradients
+
+    def settle_statistics(context: Any, old_values: list[tf.Tensor], is_finite: tf.Tensor) -> None:
+        """Makes the moving statistics one for all replicas; a step that is skipped leaves them as they were."""
+        if not statistics:
+            return
+        values = [tf.convert_to_tensor(v) for v in statistics]
+        if strategy.num_replicas_in_sync > 1:  # equal already where they are synchronised
+            values = context.all_reduce(tf.distribute.ReduceOp.MEAN, values)
+        for variable, new, old in zip(statistics, values, old_values, strict=True):
+            variable.assign(tf.where(is_finite, new, old))
 
     def apply(gradients: list[tf.Tensor]) -> None:
         optimizer.apply(gradients, variables)
@@ -126,6 +131,15 @@ def make_step(
     return lambda batch, step: StepResult(*step_fn(batch, step))
 
 
+def check_xla(model: keras.Model, xla: bool) -> None:
+    """Raises ConfigError if XLA cannot compile the training of `model`."""
+    if xla and any(layer.synchronized for layer in _batch_norms(model)):
+        raise ConfigError(
+            "hardware.xla=True with several replicas: XLA cannot synchronise BatchNorm across them. "
+            "Set model.synchronized_batch_norm = False (statistics are then averaged after each step)."
+        )
+
+
 def cross_entropy(labels: tf.Tensor, logits: tf.Tensor, label_smoothing: float = 0.0) -> tf.Tensor:
     """Labels [B] int, logits [B, C] -> loss per photo [B] float32."""
     num_brands = logits.shape[-1]
@@ -135,13 +149,3 @@ def cross_entropy(labels: tf.Tensor, logits: tf.Tensor, label_smoothing: float =
 
 def _batch_norms(model: keras.Model) -> list[keras.layers.BatchNormalization]:
     return [x for x in model.layers if isinstance(x, keras.layers.BatchNormalization) and x.trainable]
-
-
-def _has_synchronized_batch_norm(model: keras.Model) -> bool:
-    return any(layer.synchronized for layer in _batch_norms(model))
-
-
-def _local_statistics(model: keras.Model) -> list[tf.Variable]:
-    """Moving statistics that each replica updates from its own share of the batch."""
-    local = [layer for layer in _batch_norms(model) if not layer.synchronized]
-    return [v.value for layer in local for v in (layer.moving_mean, layer.moving_variance)]

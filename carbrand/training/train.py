@@ -29,70 +29,19 @@ from carbrand.training.hardware import Hardware
 from carbrand.training.model import ModelSpec, boundary, build_model, freeze, logits_model
 from carbrand.training.optimizer import OptimizerSpec, build_optimizer, learning_rate
 from carbrand.training.progress import Progress
-from carbrand.training.step import LossScale, cross_entropy, make_step
+from carbrand.training.settings import Phase, Schedule, Settings, plan, validation_steps
+from carbrand.training.step import LossScale, check_xla, cross_entropy, make_step
 from carbrand.training.weights import Weights
 
 RUN_FILE = "run.json"
 CONFIG_FILE = "config.gin"
 FORMAT_VERSION = 1
+_LOCK = ".lock"
 
 # A resumed run may differ in these: they are of the past, or change nothing.
 _MAY_CHANGE = ("carbrand_version", "weights.path")
 
 log = logging.getLogger(__name__)
-
-
-@dataclasses.dataclass(frozen=True)
-class Phase:
-    """A part of the run with one set of trainable stages.
-
-    Attributes:
-      name: "head" or "main".
-      freeze_until: As in `ModelSpec`.
-      start: First step, over the whole run.
-      stop: Step at which the phase has ended.
-      peak_rate: Learning rate after the warm-up.
-      warmup_steps: Length of the linear warm-up.
-      is_cached: The frozen layers' outputs are computed once and reused, as nothing before them varies.
-    """
-
-    name: str
-    freeze_until: str
-    start: int
-    stop: int
-    peak_rate: float
-    warmup_steps: float
-    is_cached: bool
-
-
-@dataclasses.dataclass(frozen=True)
-class Schedule:
-    """The arguments of `run` that decide what is computed."""
-
-    epochs: float
-    head_epochs: float
-    batch_size: int
-    seed: int
-    deterministic: bool
-
-
-@dataclasses.dataclass(frozen=True)
-class Settings:
-    """Everything that decides what a run computes, besides the data."""
-
-    model: ModelSpec
-    weights: Weights
-    preprocess: Preprocess
-    augment: Augment
-    optimizer: OptimizerSpec
-    hardware: Hardware
-    schedule: Schedule
-
-    def groups(self) -> dict[str, dict[str, Any]]:
-        """The values as gin addresses them: group -> name -> value."""
-        groups = {field.name: dataclasses.asdict(getattr(self, field.name)) for field in dataclasses.fields(self)}
-        groups["train.run"] = groups.pop("schedule")
-        return groups
 
 
 @dataclasses.dataclass(frozen=True)
@@ -197,7 +146,7 @@ def run(
     )
     trainer = _set_up(pathlib.Path(data), pathlib.Path(run_dir), settings, checkpoint_every_s)
     files.write_text(trainer.run / CONFIG_FILE, config.as_gin(settings.groups()))
-    with _saving_on_signals(trainer):
+    with files.locked(trainer.run / _LOCK, f"{run_dir}: another training writes here."), pipeline.data_errors():
         for phase in plan(trainer.manifest.splits["train"].num_examples, settings):
             if trainer.step < phase.stop:
                 _train_phase(trainer, phase)
@@ -207,49 +156,27 @@ def run(
     return result
 
 
-def plan(num_examples: int, settings: Settings) -> list[Phase]:
-    """The phases of a run over `num_examples` training photos, one after the other.
-
-    Raises:
-      ConfigError: There is nothing to train.
-    """
-    schedule, optimizer = settings.schedule, settings.optimizer
-    if schedule.epochs < 0 or schedule.head_epochs < 0 or schedule.epochs + schedule.head_epochs == 0:
-        raise ConfigError(
-            f"train.run.epochs={schedule.epochs!r}, train.run.head_epochs={schedule.head_epochs!r}: nothing to train. "
-            "Make one of them positive."
-        )
-    steps_per_epoch = num_examples / schedule.batch_size
-    head_stop = math.ceil(schedule.head_epochs * steps_per_epoch)
-    stop = head_stop + math.ceil(schedule.epochs * steps_per_epoch)
-    warmup_steps = optimizer.warmup_epochs * steps_per_epoch
-    freeze_until = settings.model.freeze_until
-    is_cached = freeze_until != "none" and not settings.augment.enabled
-    return [
-        Phase("head", "conv5", 0, head_stop, optimizer.head_learning_rate, 0.0, is_cached=True),
-        Phase("main", freeze_until, head_stop, stop, optimizer.learning_rate, warmup_steps, is_cached=is_cached),
-    ]
-
-
 def _set_up(data: pathlib.Path, run_dir: pathlib.Path, settings: Settings, checkpoint_every_s: float) -> Trainer:
     dataset = _check_data(data)
+    if run_dir.exists() and not run_dir.is_dir():
+        raise ConfigError(f"--run={run_dir}: is a file. Name a folder.")
     schedule, optimizer_spec = settings.schedule, settings.optimizer
     hardware.set_up(schedule.seed, schedule.deterministic)
     strategy = hardware.make_strategy(settings.hardware)
     _check_batch(schedule.batch_size, strategy.num_replicas_in_sync)
-    keras.config.set_dtype_policy(settings.hardware.precision)
+    run_dir.mkdir(parents=True, exist_ok=True)
     state = checkpoint.load_latest(run_dir)
-    with strategy.scope():
+    with strategy.scope(), hardware.layers_in(settings.hardware.precision):
         model = build_model(dataset.brands, settings.model, image_size_px=settings.preprocess.height_width)
         if state is None:
             weights.load(model, settings.weights.path, settings.model.variant)
+        check_xla(model, settings.hardware.xla)
         freeze(model, "none")  # so that the optimizer gets state for every stage that any phase trains
         optimizer = build_optimizer(optimizer_spec, model.trainable_variables)
         loss_scale = LossScale(settings.hardware.precision)
     trainer = Trainer(data, run_dir, dataset, settings, strategy, model, optimizer, loss_scale, checkpoint_every_s)
     if state is not None:
         _resume(trainer, state)
-    run_dir.mkdir(parents=True, exist_ok=True)
     return trainer
 
 
@@ -324,11 +251,13 @@ def _train_phase(trainer: Trainer, phase: Phase) -> None:
             make_batches("train", is_training=True, start_step=trainer.step, num_steps=phase.stop)
         )
     )
-    validation_steps = _validation_steps(phase, trainer.manifest.splits["train"].num_examples / trainer.batch_size)
+    validates_at = validation_steps(phase, trainer.manifest.splits["train"].num_examples / trainer.batch_size)
     saved_at = time.monotonic()
-    with Progress(
-        trainer.run, start_step=trainer.step, num_steps=phase.stop, batch_size=trainer.batch_size
-    ) as progress:
+    validation = make_batches("validation", is_training=False)
+    with (
+        Progress(trainer.run, start_step=trainer.step, num_steps=phase.stop, batch_size=trainer.batch_size) as progress,
+        _noting_signals(trainer),
+    ):
         while trainer.step < phase.stop:
             rate = learning_rate(
                 phase.peak_rate, trainer.step - phase.start, phase.stop - phase.start, phase.warmup_steps
@@ -339,24 +268,19 @@ def _train_phase(trainer: Trainer, phase: Phase) -> None:
             input_wait_s = time.monotonic() - asked_at
             progress.add(train_step(batch, tf.constant(trainer.step, tf.int64)), input_wait_s)
             trainer.step += 1
-            validates = trainer.step in validation_steps
-            saves = _is_time_to_save(trainer, phase, saved_at)
-            if validates or saves or progress.is_due:
+            is_last = trainer.step == phase.stop
+            if trainer.step in validates_at or is_last or progress.is_due:
                 row = progress.log_steps(trainer.step, phase=phase.name, learning_rate=rate)
                 _check_finite(trainer, row)
-            if validates:
-                _validate(trainer, forward, make_batches, progress, phase)
-            if saves:
+            if trainer.step in validates_at:
+                _validate(trainer, forward, validation, progress, phase)
+            stop_signal = trainer.stop_signal  # read once: it may come at any moment
+            if is_last or stop_signal is not None or time.monotonic() - saved_at >= trainer.checkpoint_every_s:
                 checkpoint.save_latest(trainer.run, _state(trainer))
                 saved_at = time.monotonic()
-            if trainer.stop_signal is not None:
-                log.warning("Stopped by signal %d at step %d; the state is saved.", trainer.stop_signal, trainer.step)
-                raise SystemExit(128 + trainer.stop_signal)
-
-
-def _is_time_to_save(trainer: Trainer, phase: Phase, saved_at: float) -> bool:
-    is_last = trainer.step == phase.stop or trainer.stop_signal is not None
-    return is_last or time.monotonic() - saved_at >= trainer.checkpoint_every_s
+            if stop_signal is not None:
+                log.warning("Stopped by signal %d at step %d; the state is saved.", stop_signal, trainer.step)
+                raise SystemExit(128 + stop_signal)
 
 
 def _source(trainer: Trainer, phase: Phase) -> Callable[..., tf.data.Dataset]:
@@ -398,46 +322,45 @@ def _frozen_features(trainer: Trainer, phase: Phase, split: str) -> tuple[np.nda
         pad_last=True,
     )
     labels = manifest.load_index(trainer.data, split)["label"]
-    inputs = {name: trainer.meta["config"][name] for name in ("model", "preprocess", "hardware")}
+    settings = trainer.settings
+    key = {
+        "dataset": trainer.manifest.fingerprint,
+        "split": split,
+        "layers": [phase.freeze_until, settings.model.variant, settings.model.pooling],
+        "preprocess": dataclasses.asdict(settings.preprocess),
+        "precision": settings.hardware.precision,
+    }
     array = features.compute(
         prefix,
         dataset,
         len(labels),
         trainer.strategy,
         folder=trainer.run / "features",
-        key={"split": split, "dataset": trainer.manifest.fingerprint, "phase": phase.name, **inputs},
+        key=key,
         title=f"{split} features of frozen {phase.freeze_until}",
     )
     return array, labels
 
 
-def _validation_steps(phase: Phase, steps_per_epoch: float) -> set[int]:
-    """The steps after which to validate: at the end of each epoch of the phase, and of the phase."""
-    epochs = range(1, math.floor((phase.stop - phase.start) / steps_per_epoch) + 1)
-    return {phase.start + math.ceil(epoch * steps_per_epoch) for epoch in epochs} | {phase.stop}
-
-
 def _validate(
     trainer: Trainer,
     forward: features.Forward,
-    make_batches: Callable[..., tf.data.Dataset],
+    dataset: tf.data.Dataset,
     progress: Progress,
     phase: Phase,
 ) -> None:
     labels = manifest.load_index(trainer.data, "validation")["label"]
-    logits = np.concatenate(
-        list(features.outputs(forward, make_batches("validation", is_training=False), len(labels), trainer.strategy))
-    )
+    logits = np.concatenate(list(features.outputs(forward, dataset, len(labels), trainer.strategy)))
     accuracy = float((logits.argmax(-1) == labels).mean())
     loss = float(tf.reduce_mean(cross_entropy(labels, logits)))
     progress.log_validation(trainer.step, phase=phase.name, accuracy=accuracy, loss=loss)
-    if (accuracy, -loss) > (trainer.best[0], -trainer.best[1]):
+    if math.isfinite(loss) and (accuracy, -loss) > (trainer.best[0], -trainer.best[1]):
         trainer.best = (accuracy, loss)
         checkpoint.save(trainer.run / checkpoint.FOLDER / checkpoint.BEST, _state(trainer, with_optimizer=False))
 
 
 def _check_finite(trainer: Trainer, row: dict[str, Any]) -> None:
-    if row["skipped"] and not trainer.loss_scale.is_dynamic:
+    if row["skipped"] and trainer.loss_scale.scale.numpy() <= 1:  # a larger scale only means that it was too large
         raise GateError(
             f"{trainer.run}: the gradient is not finite at or before step {row['step']} "
             f"(learning rate {row['learning_rate']:.3g}); the weights did not change. Lower optimizer.learning_rate."
@@ -445,16 +368,22 @@ def _check_finite(trainer: Trainer, row: dict[str, Any]) -> None:
 
 
 @contextlib.contextmanager
-def _saving_on_signals(trainer: Trainer) -> Iterator[None]:
-    """Within the block, SIGTERM and SIGINT let the step end and its state be saved."""
+def _noting_signals(trainer: Trainer) -> Iterator[None]:
+    """Within the block, SIGTERM and SIGINT are noted, so that the step can end and its state be saved.
+
+    The second time they act as ever.
+    """
     if threading.current_thread() is not threading.main_thread():  # Python allows handlers there only
         yield
         return
+    previous = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
 
     def note(number: int, _: Any) -> None:
         trainer.stop_signal = number
+        signal.signal(number, previous[signal.Signals(number)])
 
-    previous = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
+    for number in previous:
+        signal.signal(number, note)
     try:
         yield
     finally:

@@ -4,6 +4,7 @@ import dataclasses
 import logging
 import pathlib
 import tempfile
+import zipfile
 
 import gin
 import h5py
@@ -52,22 +53,29 @@ class Weights:
 
     Attributes:
       path: "imagenet" (Keras's download, variant "v1"); a `.weights.h5`, legacy `.h5` or `.keras` file with the layer
-        names of keras.applications.ResNet50; the folder of a run or of an export; or None: random weights.
+        names of keras.applications.ResNet50; the folder of a run or of an export; or None: random weights. "random" is
+        the same, and allowed for frozen stages too.
     """
 
     path: str | None = None
 
+    def __post_init__(self) -> None:
+        if self.path is not None and not isinstance(self.path, str):
+            raise ConfigError(f"weights.path={self.path!r}: give a path or a name in quotes.")
+
 
 def load(model: keras.Model, path: str | None, variant: str) -> Coverage | None:
-    """Loads pretrained weights into `model`, as `build_model` makes it, by layer name; None: does nothing.
+    """Loads pretrained weights into `model`, as `build_model` makes it, by layer name; None and "random": does nothing.
+
+    The head stays new, even if the file has one: its brands may be others.
 
     Raises:
       ConfigError: The weights belong to the other variant.
       WeightsError: The file is missing or of an unknown kind, or covers less than 99 % of the backbone.
     """
-    if path is None:
+    if path in (None, "random"):
         return None
-    arrays = read(path, variant)
+    arrays = {name: array for name, array in read(path, variant).items() if not name.startswith(_HEAD_LAYERS)}
     coverage = assign(model, arrays)
     log.info("%s: %s", path, coverage)
     if coverage.backbone_fraction < MIN_BACKBONE_COVERAGE:
@@ -92,7 +100,7 @@ def read(path: str, variant: str) -> dict[str, np.ndarray]:
             f"weights.path={path!r}: no such file. Give a weights file, a run, an export, or 'imagenet'."
         )
     if file.suffix == ".keras":
-        return _by_path(keras.saving.load_model(file, compile=False))
+        return _read_keras(file)
     return _read_h5(file)
 
 
@@ -134,6 +142,15 @@ def _read_export(folder: pathlib.Path) -> dict[str, np.ndarray]:
     reader = tf.train.load_checkpoint(str(exported.saved_model(folder) / "variables" / "variables"))
     paths = exported.load(folder).variables
     return {path: reader.get_tensor(f"weights/{i}/.ATTRIBUTES/VARIABLE_VALUE") for i, path in enumerate(paths)}
+
+
+def _read_keras(file: pathlib.Path) -> dict[str, np.ndarray]:
+    try:
+        return _by_path(keras.saving.load_model(file, compile=False))
+    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+        raise WeightsError(
+            f"weights.path={str(file)!r}: Keras cannot load it: {str(error).splitlines()[0]} Save the model again."
+        ) from error
 
 
 def _read_h5(file: pathlib.Path) -> dict[str, np.ndarray]:

@@ -284,7 +284,7 @@ def test_lost_photos_are_noticed():
     [
         ({"num_shards": 0}, "--num_shards=0: must be at least 1"),
         ({"resize_short_px": 8}, "--resize_short=8: must be at least 16 pixels"),
-        ({"jpeg_quality": 100}, "--jpeg_quality=100: must lie between 1 and 95"),
+        ({"jpeg_quality": 100}, "jpeg_quality=100: must lie between 1 and 95"),
         ({"max_reject_fraction": 1.5}, "--max_reject_fraction=1.5: must lie between 0 and 1"),
         ({"fractions": (0.5, 0.1, 0.1)}, "sums up to 0.7"),
     ],

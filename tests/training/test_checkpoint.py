@@ -62,7 +62,7 @@ def test_other_format_version_raises(tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint, "FORMAT_VERSION", 99)
     checkpoint.save(tmp_path / "c.npz", state(1))
     monkeypatch.undo()
-    with pytest.raises(CheckpointError, match="not of checkpoint format 1"):
+    with pytest.raises(CheckpointError, match="has checkpoint format 99"):
         checkpoint.load(tmp_path / "c.npz")
 
 
@@ -72,6 +72,21 @@ def test_other_format_version_raises(tmp_path, monkeypatch):
 def test_folder_that_is_no_run_raises(tmp_path, folder, what):
     with pytest.raises(CheckpointError, match=what):
         checkpoint.load_run(tmp_path / folder)
+
+
+def test_checkpoint_of_another_version_is_not_passed_over(tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoint, "FORMAT_VERSION", 99)
+    checkpoint.save_latest(tmp_path, state(1))
+    monkeypatch.undo()
+    with pytest.raises(CheckpointError, match="has checkpoint format 99, this carbrand reads 1"):
+        checkpoint.load_latest(tmp_path)
+
+
+def test_only_damaged_checkpoints_raise(tmp_path):
+    checkpoint.save_latest(tmp_path, state(1))
+    (tmp_path / checkpoint.FOLDER / "step-000000001.npz").write_bytes(b"")
+    with pytest.raises(CheckpointError, match="all checkpoints are damaged"):
+        checkpoint.load_latest(tmp_path)
 
 
 def test_restore_refuses_other_shapes():

@@ -16,22 +16,24 @@ def test_more_replicas_than_devices_raises():
 
 
 def test_unknown_precision_raises():
-    with pytest.raises(ConfigError, match="hardware.precision='float8' is not one of float32, mixed_float16"):
+    with pytest.raises(ConfigError, match="hardware.precision='float8' is not one of 'float32', 'mixed_float16'"):
         Hardware(precision="float8")
 
 
 def test_negative_replicas_raise():
-    with pytest.raises(ConfigError, match="hardware.replicas=-1 is negative"):
+    with pytest.raises(ConfigError, match="hardware.replicas=-1: give a whole number at least 0"):
         Hardware(replicas=-1)
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"name": "adam"}, "optimizer.name='adam' is not one of sgd, adamw"),
-        ({"learning_rate": 0}, "optimizer.learning_rate=0 is not a positive number"),
+        ({"name": "adam"}, "optimizer.name='adam' is not one of 'sgd', 'adamw'"),
+        ({"learning_rate": 0}, "optimizer.learning_rate=0: give a number above 0"),
         ({"head_learning_rate": -1}, "optimizer.head_learning_rate=-1"),
-        ({"label_smoothing": 1}, "optimizer.label_smoothing=1 is not in"),
+        ({"clip_norm": -1.0}, "optimizer.clip_norm=-1.0: give a number above 0"),
+        ({"weight_decay": "1"}, "optimizer.weight_decay='1'"),
+        ({"label_smoothing": 1}, "optimizer.label_smoothing=1: give a number at least 0 and below 1"),
     ],
 )
 def test_bad_optimizer_raises(options, message):

@@ -100,7 +100,9 @@ def test_training_leaves_frozen_stages_bit_unchanged():
         ({"variant": "v2"}, "model.variant='v2' is not one of 'v1', 'v1.5'"),
         ({"freeze_until": "conv6"}, "model.freeze_until='conv6' is not one of"),
         ({"pooling": "sum"}, "model.pooling='sum'"),
-        ({"dropout": 1.0}, "model.dropout=1.0 is not in"),
+        ({"hidden_units": 256}, "model.hidden_units=256: give a tuple of widths"),
+        ({"hidden_units": (0,)}, "model.hidden_units=0: give a whole number at least 1"),
+        ({"dropout": 1.0}, "model.dropout=1.0: give a number at least 0 and below 1"),
     ],
 )
 def test_bad_spec_raises(spec, message):

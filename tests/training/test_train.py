@@ -5,10 +5,12 @@ import subprocess
 import sys
 import time
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
+from carbrand import files
 from carbrand.data import manifest
 from carbrand.data.augment import Augment
 from carbrand.data.preprocess import Preprocess
@@ -17,6 +19,7 @@ from carbrand.training import checkpoint, features, train, weights
 from carbrand.training.hardware import Hardware
 from carbrand.training.model import ModelSpec
 from carbrand.training.optimizer import OptimizerSpec
+from carbrand.training.settings import Schedule, Settings, plan
 from carbrand.training.weights import Weights
 
 TINY = Preprocess(image_size_px=32)
@@ -25,22 +28,22 @@ TINY = Preprocess(image_size_px=32)
 def settings(**changes):
     defaults = {
         "model": ModelSpec(),
-        "weights": Weights(),
+        "weights": Weights("random"),
         "preprocess": TINY,
         "augment": Augment(),
         "optimizer": OptimizerSpec(),
         "hardware": Hardware(),
-        "schedule": train.Schedule(epochs=2, head_epochs=0, batch_size=8, seed=0, deterministic=True),
+        "schedule": Schedule(epochs=2, head_epochs=0, batch_size=8, seed=0, deterministic=True),
     }
-    return train.Settings(**{**defaults, **changes})
+    return Settings(**{**defaults, **changes})
 
 
 def schedule(epochs, head_epochs=0.0, batch_size=8):
-    return train.Schedule(epochs, head_epochs, batch_size, 0, True)
+    return Schedule(epochs, head_epochs, batch_size, 0, True)
 
 
 def test_plan_has_the_head_first():
-    phases = train.plan(100, settings(schedule=schedule(2, head_epochs=1), model=ModelSpec(freeze_until="conv4")))
+    phases = plan(100, settings(schedule=schedule(2, head_epochs=1), model=ModelSpec(freeze_until="conv4")))
     assert [(p.name, p.freeze_until, p.start, p.stop) for p in phases] == [
         ("head", "conv5", 0, 13),  # 12.5 steps an epoch, rounded up
         ("main", "conv4", 13, 38),
@@ -50,13 +53,68 @@ def test_plan_has_the_head_first():
 
 def test_frozen_and_unaugmented_stages_are_cached():
     frozen = settings(model=ModelSpec(freeze_until="conv4"), augment=Augment(enabled=False))
-    assert train.plan(100, frozen)[1].is_cached
-    assert not train.plan(100, settings(augment=Augment(enabled=False)))[1].is_cached
+    assert plan(100, frozen)[1].is_cached
+    assert not plan(100, settings(augment=Augment(enabled=False)))[1].is_cached
 
 
-def test_plan_of_nothing_raises():
-    with pytest.raises(ConfigError, match="train.run.epochs=0, train.run.head_epochs=0.0: nothing to train"):
-        train.plan(100, settings(schedule=schedule(0)))
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"epochs": 0}, "train.run.epochs=0 and train.run.head_epochs=0: nothing to train"),
+        ({"epochs": "3"}, "train.run.epochs='3': give a number at least 0"),
+        ({"epochs": float("nan")}, "train.run.epochs=nan"),
+        ({"batch_size": 8.0}, "train.run.batch_size=8.0: give a whole number at least 1"),
+        ({"seed": -1}, "train.run.seed=-1: give a whole number at least 0 and below"),
+        ({"deterministic": 1}, "train.run.deterministic=1 is neither True nor False"),
+    ],
+)
+def test_bad_schedule_raises(drawn_records, tmp_path, change, message):
+    with pytest.raises(ConfigError, match=message):
+        train.run(drawn_records, tmp_path / "run", **change)
+
+
+def test_frozen_stages_without_weights_raise(drawn_records, tmp_path):
+    with pytest.raises(ConfigError, match="weights.path=None: frozen stages would keep random weights"):
+        train.run(drawn_records, tmp_path / "run", model=ModelSpec(freeze_until="conv4"))
+
+
+def test_second_training_of_a_run_raises(drawn_records, tmp_path):
+    (tmp_path / "run").mkdir()
+    with (
+        files.locked(tmp_path / "run" / ".lock", ""),
+        pytest.raises(ConfigError, match="another training writes here. Wait for it"),
+    ):
+        train.run(drawn_records, tmp_path / "run", batch_size=8, preprocess=TINY)
+
+
+def test_damaged_record_ends_training_with_its_name(drawn_records, tmp_path):
+    for file in drawn_records.iterdir():
+        if file.is_file():
+            (tmp_path / file.name).write_bytes(file.read_bytes())
+    shard = tmp_path / manifest.load(tmp_path).splits["train"].shards[0].name
+    shard.write_bytes(shard.read_bytes()[:-50])
+    with pytest.raises(DataError, match=f"{shard.name}: record .* the file ends after"):
+        train.run(tmp_path, tmp_path / "run", batch_size=8, preprocess=TINY)
+
+
+def test_signal_that_comes_during_validation_is_not_lost(drawn_records, tmp_path, monkeypatch):
+    original = train._validate
+
+    def validate(trainer, *rest):
+        original(trainer, *rest)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(train, "_validate", validate)
+    with pytest.raises(SystemExit) as stop:
+        train.run(drawn_records, tmp_path / "run", **probe_options())
+    assert stop.value.code == 143
+    assert checkpoint.load_latest(tmp_path / "run").meta["step"] == rows(tmp_path / "run", "validation")[-1]["step"]
+
+
+def test_precision_does_not_outlive_the_run(drawn_records, tmp_path):
+    options = probe_options(epochs=0.5, hardware=Hardware(precision="mixed_bfloat16"))
+    train.run(drawn_records, tmp_path / "run", **options)
+    assert keras.config.dtype_policy().name == "float32"
 
 
 def test_batch_that_does_not_divide_raises(drawn_records, tmp_path):
@@ -87,6 +145,7 @@ def probe_options(**changes):
         "batch_size": 8,
         "preprocess": TINY,
         "model": ModelSpec(freeze_until="conv5"),
+        "weights": Weights("random"),
         "augment": Augment(enabled=False),
         **changes,
     }
@@ -148,8 +207,6 @@ def test_frozen_backbone_is_run_once_over_each_photo(drawn_records, tmp_path, mo
 
 
 def test_features_equal_the_backbone_s_output(probe, drawn_records):
-    import keras
-
     from carbrand.data import pipeline
 
     run_dir, _ = probe
@@ -261,8 +318,6 @@ def test_learning_rate_warms_up_and_falls_to_zero():
 
 
 def test_features_do_not_fit_on_the_disk(tmp_path, monkeypatch):
-    import keras
-
     monkeypatch.setattr(features.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 10})())
     image = keras.Input((4,))
     model = keras.Model(image, keras.layers.Dense(2)(image))

@@ -1,0 +1,105 @@
+"""What a run computes: its settings, by the names that gin gives them, and the phases that follow from them."""
+
+import dataclasses
+import math
+from typing import Any
+
+from carbrand import checks
+from carbrand.data.augment import Augment
+from carbrand.data.preprocess import Preprocess
+from carbrand.errors import ConfigError
+from carbrand.training.hardware import Hardware
+from carbrand.training.model import ModelSpec
+from carbrand.training.optimizer import OptimizerSpec
+from carbrand.training.weights import Weights
+
+
+@dataclasses.dataclass(frozen=True)
+class Schedule:
+    """The arguments of `train.run` that decide what is computed; see there."""
+
+    epochs: float
+    head_epochs: float
+    batch_size: int
+    seed: int
+    deterministic: bool
+
+    def __post_init__(self) -> None:
+        checks.number("train.run.epochs", self.epochs, at_least=0)
+        checks.number("train.run.head_epochs", self.head_epochs, at_least=0)
+        checks.number("train.run.batch_size", self.batch_size, at_least=1, whole=True)
+        checks.number("train.run.seed", self.seed, at_least=0, below=2**32, whole=True)
+        checks.boolean("train.run.deterministic", self.deterministic)
+        if self.epochs + self.head_epochs == 0:
+            raise ConfigError("train.run.epochs=0 and train.run.head_epochs=0: nothing to train. Raise one of them.")
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """Everything that decides what a run computes, besides the data."""
+
+    model: ModelSpec
+    weights: Weights
+    preprocess: Preprocess
+    augment: Augment
+    optimizer: OptimizerSpec
+    hardware: Hardware
+    schedule: Schedule
+
+    def __post_init__(self) -> None:
+        freezes = self.model.freeze_until != "none" or self.schedule.head_epochs > 0
+        if freezes and self.weights.path is None:
+            raise ConfigError(
+                "weights.path=None: frozen stages would keep random weights. Set weights.path to 'imagenet', a file, a "
+                "run or an export; or to 'random' if that is what you want."
+            )
+
+    def groups(self) -> dict[str, dict[str, Any]]:
+        """The values as gin addresses them: group -> name -> value."""
+        groups = {field.name: dataclasses.asdict(getattr(self, field.name)) for field in dataclasses.fields(self)}
+        groups["train.run"] = groups.pop("schedule")
+        return groups
+
+
+@dataclasses.dataclass(frozen=True)
+class Phase:
+    """A part of the run with one set of trainable stages.
+
+    Attributes:
+      name: "head" or "main".
+      freeze_until: As in `ModelSpec`.
+      start: First step, over the whole run.
+      stop: Step at which the phase has ended.
+      peak_rate: Learning rate after the warm-up.
+      warmup_steps: Length of the linear warm-up.
+      is_cached: The frozen layers' outputs are computed once and reused, as nothing before them varies.
+    """
+
+    name: str
+    freeze_until: str
+    start: int
+    stop: int
+    peak_rate: float
+    warmup_steps: float
+    is_cached: bool
+
+
+def plan(num_examples: int, settings: Settings) -> list[Phase]:
+    """The phases of a run over `num_examples` training photos, one after the other."""
+    schedule, optimizer = settings.schedule, settings.optimizer
+    steps_per_epoch = num_examples / schedule.batch_size
+    head_stop = math.ceil(schedule.head_epochs * steps_per_epoch)
+    stop = head_stop + math.ceil(schedule.epochs * steps_per_epoch)
+    warmup_steps = optimizer.warmup_epochs * steps_per_epoch
+    freeze_until = settings.model.freeze_until
+    is_cached = freeze_until != "none" and not settings.augment.enabled
+    return [
+        Phase("head", "conv5", 0, head_stop, optimizer.head_learning_rate, 0.0, is_cached=True),
+        Phase("main", freeze_until, head_stop, stop, optimizer.learning_rate, warmup_steps, is_cached=is_cached),
+    ]
+
+
+def validation_steps(phase: Phase, steps_per_epoch: float) -> set[int]:
+    """The steps after which to validate: at the end of each epoch of the phase, and of the phase."""
+    epochs = range(1, math.floor((phase.stop - phase.start) / steps_per_epoch) + 1)
+    return {phase.start + math.ceil(epoch * steps_per_epoch) for epoch in epochs} | {phase.stop}
