@@ -15,6 +15,7 @@ import tensorflow as tf
 
 from carbrand import checks
 from carbrand.errors import ConfigError
+from carbrand.training.batch_norm import SynchronizedBatchNormalization
 
 VARIANTS = ("v1", "v1.5")
 STAGES = ("none", "conv1", "conv2", "conv3", "conv4", "conv5")
@@ -196,13 +197,12 @@ def _conv_bn(
     x: Any, name: str, filters: int, kernel: int, spec: ModelSpec, *, strides: int = 1, padding: str = "valid"
 ) -> Any:
     x = keras.layers.Conv2D(filters, kernel, strides=strides, padding=padding, name=f"{name}_conv")(x)
-    several_replicas = tf.distribute.get_strategy().num_replicas_in_sync > 1
-    return keras.layers.BatchNormalization(
+    layer = SynchronizedBatchNormalization if spec.synchronized_batch_norm else keras.layers.BatchNormalization
+    return layer(
         momentum=spec.batch_norm_momentum,
         epsilon=1.001e-5,  # keras.applications'
         # A block that begins as the identity trains better from random weights: Goyal et al. 2017, 5.1.
         gamma_initializer="zeros" if name.endswith("_3") else "ones",
-        synchronized=spec.synchronized_batch_norm and several_replicas,
         name=f"{name}_bn",
     )(x)
 

