@@ -10,9 +10,14 @@ from typing import Any
 __version__ = "0.1.0"
 
 _HOMES = {
+    "Augment": "carbrand.data.augment",
     "CarbrandError": "carbrand.errors",
+    "Hardware": "carbrand.training.hardware",
     "ModelSpec": "carbrand.training.model",
+    "OptimizerSpec": "carbrand.training.optimizer",
     "Predictor": "carbrand.serving.predict",
+    "Preprocess": "carbrand.data.preprocess",
+    "Weights": "carbrand.training.weights",
     "build_model": "carbrand.training.model",
     "evaluate": "carbrand.evaluation.evaluate:run",
     "export": "carbrand.serving.export:run",
