@@ -4,8 +4,6 @@ import pathlib
 
 import pytest
 
-SHARED = pathlib.Path(__file__).parents[2] / "shared"
-
 
 @pytest.fixture(scope="session")
 def drawn_photos(tmp_path_factory):
@@ -47,9 +45,9 @@ def tiny_model(tiny_run, drawn_records, tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def cars6():
-    """Real photos of six brands, where this checkout has them beside it."""
-    folder = SHARED / "data" / "cars6"
+def real_data():
+    """Folders of real photos, which lie beside some checkouts and are never part of one."""
+    folder = pathlib.Path(__file__).parents[1] / "../shared/data"
     if not folder.is_dir():
-        pytest.skip("the real photos of cars6 are not on this machine")
-    return folder
+        pytest.skip("the real photos are not beside this checkout")
+    return folder.resolve()

@@ -1,6 +1,5 @@
 import io
 import json
-import pathlib
 import signal
 import subprocess
 import sys
@@ -14,8 +13,6 @@ from PIL import Image
 from beam_jobs import build_dataset, build_output
 from carbrand import errors
 from carbrand.data import manifest, records
-
-DATA = pathlib.Path(__file__).parents[2] / "../shared/data"
 
 
 def photo(seed, size=(48, 40), file_format="JPEG"):
@@ -306,16 +303,14 @@ def test_a_file_as_output_raises(source, tmp_path):
         build_dataset.run(source, tmp_path / "out")
 
 
-@pytest.mark.skipif(not DATA.is_dir(), reason="the real photos at ../shared/data are absent")
-def test_the_43_copies_among_1016_real_photos_are_found(tmp_path):
-    built = build_dataset.run(DATA / "cars6", tmp_path / "out", workers=1)
+def test_the_43_copies_among_1016_real_photos_are_found(real_data, tmp_path):
+    built = build_dataset.run(real_data / "cars6", tmp_path / "out", workers=1)
     assert built.counts == {"seen": 1016, "kept": 973, "duplicate": 43, "conflict": 0, "rejected": {}}
     assert len({row["kept"] for row in jsonl(tmp_path / "out/duplicates.jsonl")}) == 42
 
 
-@pytest.mark.skipif(not DATA.is_dir(), reason="the real photos at ../shared/data are absent")
-def test_odd_files_become_records_unless_they_are_no_images(source, tmp_path):
-    (source / "odd").symlink_to((DATA / "odd_files").resolve())
+def test_odd_files_become_records_unless_they_are_no_images(real_data, source, tmp_path):
+    (source / "odd").symlink_to((real_data / "odd_files").resolve())
     built = build_dataset.run(source, tmp_path / "out")
     assert built.counts["rejected"] == {"not_an_image": 4}
     assert built.counts["kept"] == 36 + 20

@@ -1,13 +1,10 @@
 import io
-import pathlib
 
 import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
 from carbrand.data import images
-
-ODD_FILES = pathlib.Path(__file__).parents[2] / "../shared/data/odd_files"
 
 
 def smooth(height=60, width=90, channels=3):
@@ -225,13 +222,13 @@ def test_the_cache_key_depends_on_content_and_arguments():
     assert len(keys) == 4
 
 
-@pytest.mark.skipif(not ODD_FILES.is_dir(), reason="the real photos at ../shared/data/odd_files are absent")
-def test_real_odd_files_become_photos_unless_they_are_none():
-    outcomes = {path.name: outcome(path.read_bytes()) for path in sorted(ODD_FILES.iterdir())}
+def test_real_odd_files_become_photos_unless_they_are_none(real_data):
+    odd_files = real_data / "odd_files"
+    outcomes = {path.name: outcome(path.read_bytes()) for path in sorted(odd_files.iterdir())}
     rejected = {name: result for name, result in outcomes.items() if isinstance(result, str)}
     assert set(rejected) == {"html_page_named.jpg", "opencv_vec_binary.jpg", "path_text.jpg", "seven_bytes.jpg"}
     assert all(result.startswith("not_an_image: starts with") for result in rejected.values())
     rotated = outcomes["exif_orientation_6.jpg"]
     assert rotated.height > rotated.width
     for name in ("jpeg_l_1.jpg", "jpeg_other_extension_1.webp", "jpeg_trailing_bytes_1.jpg"):
-        assert outcomes[name].encoded == (ODD_FILES / name).read_bytes()
+        assert outcomes[name].encoded == (odd_files / name).read_bytes()
