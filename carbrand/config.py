@@ -65,7 +65,8 @@ def _parse(text: str, where: str | os.PathLike[str]) -> None:
         message = str(error).splitlines()[0].rstrip(".")
         line = re.search(r"line (\d+)", str(error))
         place = f"{where}, line {line[1]}" if line and len(text.splitlines()) > 1 else f"{where}"
-        raise ConfigError(f"{place}: {message}.{_hint(text, str(error))}") from error
+        hint = _hint(text, str(error)) if isinstance(error, ValueError | SyntaxError) else ""
+        raise ConfigError(f"{place}: {message}.{hint}") from error
 
 
 def _hint(text: str, message: str) -> str:

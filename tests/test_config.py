@@ -65,6 +65,12 @@ def test_bad_syntax_says_what_a_value_is(binding):
         config.parse(bindings=[binding])
 
 
+@pytest.mark.parametrize(("line", "message"), [("include 'no.gin'", "no.gin"), ("import nowhere", "nowhere")])
+def test_what_a_file_needs_and_is_not_there_raises(line, message):
+    with pytest.raises(ConfigError, match=message):
+        config.parse(bindings=[line])
+
+
 def test_wrong_value_is_refused_when_used():
     config.parse(bindings=["model.variant = 'v9'"])
     with pytest.raises(ConfigError, match="model.variant='v9' is not one of 'v1', 'v1.5'"):

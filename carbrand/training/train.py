@@ -145,8 +145,8 @@ def run(
         schedule=Schedule(epochs, head_epochs, batch_size, seed, deterministic),
     )
     trainer = _set_up(pathlib.Path(data), pathlib.Path(run_dir), settings, checkpoint_every_s)
-    files.write_text(trainer.run / CONFIG_FILE, config.as_gin(settings.groups()))
     with files.locked(trainer.run / _LOCK, f"{run_dir}: another training writes here."), pipeline.data_errors():
+        files.write_text(trainer.run / CONFIG_FILE, config.as_gin(settings.groups()))
         for phase in plan(trainer.manifest.splits["train"].num_examples, settings):
             if trainer.step < phase.stop:
                 _train_phase(trainer, phase)
@@ -189,10 +189,10 @@ def _check_data(data: pathlib.Path) -> manifest.Manifest:
 
 
 def _check_batch(batch_size: int, replicas: int) -> None:
-    if batch_size < 1 or batch_size % replicas:
+    if batch_size % replicas:
         raise ConfigError(
             f"train.run.batch_size={batch_size} does not divide among {replicas} replicas. "
-            f"Use a multiple of {replicas}, for example {max(1, -(-batch_size // replicas)) * replicas}."
+            f"Use a multiple of {replicas}, for example {-(-batch_size // replicas) * replicas}."
         )
 
 

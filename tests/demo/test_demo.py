@@ -1,0 +1,49 @@
+import pytest
+
+from carbrand.demo import demo
+from carbrand.errors import ConfigError
+
+
+@pytest.fixture
+def stages(monkeypatch):
+    """The stages that the demo starts; each leaves what the next one looks for."""
+    started = []
+
+    def stage(name, *arguments):
+        started.append(name)
+        folder = dict(zip(arguments[::2], arguments[1::2], strict=False))
+        if name == "build":
+            folder["--output"].mkdir()
+            (folder["--output"] / "manifest.json").touch()
+        if name == "train":
+            report = folder["--run"] / "evaluation-test"
+            report.mkdir(parents=True)
+            (folder["--run"] / "run.json").touch()
+            (report / "report.json").write_text('{"metrics": {"accuracy": 0.5}}')
+            (report / "predictions.csv").write_text("brand,filename\narvena,arvena/0002.jpg\narvena,arvena/0001.jpg\n")
+        if name == "predict":
+            started.append([path.name for path in arguments[2:]])
+
+    monkeypatch.setattr(demo, "_stage", stage)
+    return started
+
+
+def test_second_run_repeats_only_the_prediction(stages, tmp_path, capsys):
+    demo.run(tmp_path, photos_per_brand=1)
+    assert stages == ["build", "train", "evaluate", "export", "predict", ["0002.jpg"]]
+    assert "test accuracy 50.0%" in capsys.readouterr().out
+    stages.clear()
+    demo.run(tmp_path, photos_per_brand=1)
+    assert stages == ["predict", ["0002.jpg"]]
+
+
+def test_other_arguments_in_the_same_folder_raise(stages, tmp_path):
+    demo.run(tmp_path, photos_per_brand=1)
+    with pytest.raises(ConfigError, match="holds a demo made with .*'photos_per_brand': 1.* Give another --dir"):
+        demo.run(tmp_path, photos_per_brand=2)
+
+
+def test_failed_stage_ends_the_demo_with_its_code(monkeypatch, tmp_path):
+    with pytest.raises(SystemExit) as stop:
+        demo._stage("build", "--input", str(tmp_path / "none"), "--output", str(tmp_path / "records"))
+    assert stop.value.code == 2
