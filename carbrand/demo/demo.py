@@ -36,9 +36,12 @@ def run(folder: str | os.PathLike[str], *, photos_per_brand: int = 160, epochs: 
     if not (run_dir / "run.json").exists():
         bindings = [] if epochs is None else ["--gin_param", f"train.run.epochs={epochs}"]
         _stage("train", "--data", records, "--run", run_dir, "--gin_file", RECIPE, *bindings)
-        _stage("evaluate", "--run", run_dir, "--data", records)
-        _stage("export", "--run", run_dir, "--data", records, "--output", model, "--overwrite")
     report = run_dir / "evaluation-test"
+    is_new = not (report / "report.json").exists()
+    if is_new:
+        _stage("evaluate", "--run", run_dir, "--data", records)
+    if is_new or not (model / "model.json").exists():
+        _stage("export", "--run", run_dir, "--data", records, "--output", model, "--overwrite")
     _stage("predict", "--model", model, *_one_photo_per_brand(report / "predictions.csv", photos))
     accuracy = json.loads((report / "report.json").read_text())["metrics"]["accuracy"]
     print(f"\nReport: {report} (test accuracy {accuracy:.1%})\nModel:  {model}")

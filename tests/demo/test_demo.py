@@ -1,3 +1,5 @@
+import shutil
+
 import pytest
 
 from carbrand.demo import demo
@@ -16,9 +18,14 @@ def stages(monkeypatch):
             folder["--output"].mkdir()
             (folder["--output"] / "manifest.json").touch()
         if name == "train":
-            report = folder["--run"] / "evaluation-test"
-            report.mkdir(parents=True)
+            folder["--run"].mkdir()
             (folder["--run"] / "run.json").touch()
+        if name == "export":
+            folder["--output"].mkdir()
+            (folder["--output"] / "model.json").touch()
+        if name == "evaluate":
+            report = folder["--run"] / "evaluation-test"
+            report.mkdir()
             (report / "report.json").write_text('{"metrics": {"accuracy": 0.5}}')
             (report / "predictions.csv").write_text("brand,filename\narvena,arvena/0002.jpg\narvena,arvena/0001.jpg\n")
         if name == "predict":
@@ -35,6 +42,14 @@ def test_second_run_repeats_only_the_prediction(stages, tmp_path, capsys):
     stages.clear()
     demo.run(tmp_path, photos_per_brand=1)
     assert stages == ["predict", ["0002.jpg"]]
+
+
+def test_missing_export_is_made_up_for(stages, tmp_path):
+    demo.run(tmp_path, photos_per_brand=1)
+    shutil.rmtree(tmp_path / "model")
+    stages.clear()
+    demo.run(tmp_path, photos_per_brand=1)
+    assert stages == ["export", "predict", ["0002.jpg"]]
 
 
 def test_other_arguments_in_the_same_folder_raise(stages, tmp_path):
