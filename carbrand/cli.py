@@ -217,7 +217,7 @@ def _train(options: argparse.Namespace) -> int:
 
     config.parse(options.gin_file, options.gin_param)
     result = train.run(options.data, options.run)
-    print(f"{options.run}: {result.steps} steps, best validation accuracy {result.best_accuracy:.1%}")
+    print(f"{options.run}: {result.steps} steps, validation accuracy {result.validation_accuracy:.1%}")
     return 0
 
 
@@ -229,7 +229,7 @@ def _add_evaluate(stages: argparse._SubParsersAction) -> None:
         "carbrand evaluate --run runs/first --data records --split test",
     )
     model = stage.add_mutually_exclusive_group(required=True)
-    model.add_argument("--run", help="folder of a run: its best checkpoint")
+    model.add_argument("--run", help="folder of a run: its newest checkpoint")
     model.add_argument("--model", help="folder of an exported model")
     stage.add_argument("--data", required=True, help="folder of records")
     stage.add_argument("--split", default="test", help="train, validation or test (default: %(default)s)")
@@ -258,7 +258,7 @@ def _add_export(stages: argparse._SubParsersAction) -> None:
     stage = _add_stage(
         stages,
         "export",
-        "write a run's best checkpoint as a SavedModel from encoded photos to brands",
+        "write a run's newest checkpoint as a SavedModel from encoded photos to brands",
         "carbrand export --run runs/first --data records --output model",
     )
     stage.add_argument("--run", required=True, help="folder of a run")

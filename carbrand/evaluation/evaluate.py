@@ -26,7 +26,7 @@ def run(
     output: str | os.PathLike[str] | None = None,
     batch_size: int = 64,
 ) -> tuple[metrics.Metrics, pathlib.Path]:
-    """Evaluates the best checkpoint of a run, or an exported model, in float32.
+    """Evaluates the newest checkpoint of a run, or an exported model, in float32.
 
     Args:
       data: A records folder with the brands that the model was trained on.

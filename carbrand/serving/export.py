@@ -1,4 +1,4 @@
-"""A run's best checkpoint -> a folder that needs no carbrand to serve: encoded photos in, brands out."""
+"""A run's newest checkpoint -> a folder that needs no carbrand to serve: encoded photos in, brands out."""
 
 import os
 import pathlib
@@ -52,10 +52,10 @@ def run(
     data: str | os.PathLike[str] | None = None,
     overwrite: bool = False,
 ) -> pathlib.Path:
-    """Exports the best checkpoint of `run_dir` to the folder `output`.
+    """Exports the newest checkpoint of `run_dir` to the folder `output`.
 
     Args:
-      run_dir: A run with at least one validation behind it.
+      run_dir: A run with at least one checkpoint.
       output: A new folder; `exported` says what it holds.
       data: Records on whose test photos the exported graph is compared with the run.
       overwrite: Replace an older export.

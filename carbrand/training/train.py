@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import json
 import logging
-import math
 import os
 import pathlib
 import signal
@@ -46,11 +45,11 @@ log = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class RunResult:
-    """What a run ended with: steps made, and the best validation accuracy and its loss."""
+    """What a run ended with: steps made, and accuracy and loss on the validation split."""
 
     steps: int
-    best_accuracy: float
-    best_loss: float
+    validation_accuracy: float
+    validation_loss: float
 
 
 @dataclasses.dataclass
@@ -67,7 +66,7 @@ class Trainer:
     loss_scale: LossScale
     checkpoint_every_s: float
     step: int = 0
-    best: tuple[float, float] = (-1.0, math.inf)  # accuracy, loss
+    validation: tuple[float, float] = (0.0, 0.0)  # the last accuracy and loss
     stop_signal: int | None = None
 
     @property
@@ -150,7 +149,7 @@ def run(
         for phase in plan(trainer.manifest.splits["train"].num_examples, settings):
             if trainer.step < phase.stop:
                 _train_phase(trainer, phase)
-    result = RunResult(trainer.step, *trainer.best)
+    result = RunResult(trainer.step, *trainer.validation)
     description = {"format_version": FORMAT_VERSION, **dataclasses.asdict(result), **trainer.meta}
     files.write_json(trainer.run / RUN_FILE, description)
     return result
@@ -208,7 +207,7 @@ def _resume(trainer: Trainer, state: checkpoint.State) -> None:
     checkpoint.restore(trainer.optimizer.variables, state.optimizer, "The optimizer's variables")
     trainer.loss_scale.scale.assign(state.extra["loss_scale"])
     trainer.loss_scale.finite_steps.assign(state.extra["finite_steps"])
-    trainer.step, trainer.best = state.meta["step"], tuple(state.meta["best"])
+    trainer.step, trainer.validation = state.meta["step"], tuple(state.meta["validation"])
     log.info("%s: going on at step %d", trainer.run, trainer.step)
 
 
@@ -218,15 +217,15 @@ def _flat(meta: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in meta.items() if name != "config"} | config_values
 
 
-def _state(trainer: Trainer, *, with_optimizer: bool = True) -> checkpoint.State:
+def _state(trainer: Trainer) -> checkpoint.State:
     return checkpoint.State(
         model=checkpoint.arrays_of(trainer.model.variables),
-        optimizer=checkpoint.arrays_of(trainer.optimizer.variables) if with_optimizer else {},
+        optimizer=checkpoint.arrays_of(trainer.optimizer.variables),
         extra={
             "loss_scale": trainer.loss_scale.scale.numpy(),
             "finite_steps": trainer.loss_scale.finite_steps.numpy(),
         },
-        meta={**trainer.meta, "step": trainer.step, "best": list(trainer.best)},
+        meta={**trainer.meta, "step": trainer.step, "validation": list(trainer.validation)},
     )
 
 
@@ -354,9 +353,7 @@ def _validate(
     accuracy = float((logits.argmax(-1) == labels).mean())
     loss = float(tf.reduce_mean(cross_entropy(labels, logits)))
     progress.log_validation(trainer.step, phase=phase.name, accuracy=accuracy, loss=loss)
-    if math.isfinite(loss) and (accuracy, -loss) > (trainer.best[0], -trainer.best[1]):
-        trainer.best = (accuracy, loss)
-        checkpoint.save(trainer.run / checkpoint.FOLDER / checkpoint.BEST, _state(trainer, with_optimizer=False))
+    trainer.validation = (accuracy, loss)
 
 
 def _check_finite(trainer: Trainer, row: dict[str, Any]) -> None:

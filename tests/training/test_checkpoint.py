@@ -66,9 +66,7 @@ def test_other_format_version_raises(tmp_path, monkeypatch):
         checkpoint.load(tmp_path / "c.npz")
 
 
-@pytest.mark.parametrize(
-    ("folder", "what"), [("none", "no such folder"), (".", "not a run with a validated checkpoint")]
-)
+@pytest.mark.parametrize(("folder", "what"), [("none", "no such folder"), (".", "not a run with a checkpoint")])
 def test_folder_that_is_no_run_raises(tmp_path, folder, what):
     with pytest.raises(CheckpointError, match=what):
         checkpoint.load_run(tmp_path / folder)

@@ -161,7 +161,7 @@ def test_run_leaves_metrics_config_and_manifest(probe, drawn_records):
     steps = -(-3 * manifest.load(drawn_records).splits["train"].num_examples // 8)
     assert result.steps == steps == rows(run_dir, "train")[-1]["step"]
     assert len(rows(run_dir, "validation")) == 3
-    assert json.loads((run_dir / "run.json").read_text())["best_accuracy"] == result.best_accuracy
+    assert json.loads((run_dir / "run.json").read_text())["validation_accuracy"] == result.validation_accuracy
     assert "train.run.epochs = 3\n" in (run_dir / "config.gin").read_text()
     assert list((run_dir / "tensorboard").glob("events*"))
 
