@@ -3,6 +3,7 @@
 report.txt             for the terminal: headline numbers, every brand, the most confused pairs
 predictions.csv        one row per photo
 confusion_matrix.png   who is taken for whom
+confusion_matrix.txt   the same in numbers
 report.json            everything but the predictions; written last, so its presence marks a complete report
 """
 
@@ -56,6 +57,7 @@ def write(
     (folder / "report.json").unlink(missing_ok=True)
     files.write_text(folder / "report.txt", text(metrics, facts))
     _write_predictions(folder / "predictions.csv", rows, [row.brand for row in metrics.per_brand])
+    files.write_text(folder / "confusion_matrix.txt", confusion_text(metrics))
     with files.atomic_writer(folder / "confusion_matrix.png") as file:
         confusion_figure(metrics).savefig(file, format="png", bbox_inches="tight")
     report = {"format_version": FORMAT_VERSION, "facts": dict(facts), "metrics": dataclasses.asdict(metrics)}
@@ -104,6 +106,13 @@ def confused_pairs(metrics: Metrics) -> list[tuple[str, str, int]]:
         if count and true != predicted
     ]
     return sorted(pairs, key=lambda pair: -pair[2])
+
+
+def confusion_text(metrics: Metrics) -> str:
+    """The confusion matrix in columns: a row per true brand, a column per predicted one; ends with a newline."""
+    brands = [row.brand for row in metrics.per_brand]
+    rows = [[brand, *map(str, counts)] for brand, counts in zip(brands, metrics.confusion_matrix, strict=True)]
+    return _aligned([["true \\ predicted", *brands], *rows], left=1) + "\n"
 
 
 def confusion_figure(metrics: Metrics) -> Figure:

@@ -76,7 +76,7 @@ def read_csv(folder):
 def test_report_is_four_files(tmp_path):
     write_small(tmp_path / "report")
     names = sorted(path.name for path in (tmp_path / "report").iterdir())
-    assert names == ["confusion_matrix.png", "predictions.csv", "report.json", "report.txt"]
+    assert names == ["confusion_matrix.png", "confusion_matrix.txt", "predictions.csv", "report.json", "report.txt"]
 
 
 def test_load_gives_what_was_written(tmp_path):
@@ -222,3 +222,12 @@ def test_load_of_another_version_raises(tmp_path, content, version):
     message = re.escape(f"report.json: format version {version}, not 1. Run this version's `carbrand evaluate`.")
     with pytest.raises(DataError, match=message):
         report.load(tmp_path)
+
+
+def test_confusion_matrix_as_text():
+    result = metrics.compute([0, 0, 1], [[0.9, 0.1], [0.2, 0.8], [0.3, 0.7]], ["audi", "bmw"])
+    assert report.confusion_text(result) == (
+        "true \\ predicted  audi  bmw\n"
+        "audi                 1    1\n"
+        "bmw                  0    1\n"
+    )  # fmt: skip
