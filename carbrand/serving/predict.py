@@ -15,7 +15,6 @@ from carbrand import exported, files
 from carbrand.data import images
 from carbrand.errors import DataError
 
-FORMATS = ("table", "csv", "jsonl")
 _BATCH = 32
 
 
@@ -107,7 +106,7 @@ def run(
     Args:
       model_dir: An exported model.
       paths: Files and folders.
-      output_format: One of `FORMATS`.
+      output_format: "table", "csv" or "jsonl".
       output: A file for the text; None: it is only returned.
 
     Returns:
