@@ -31,7 +31,7 @@ wheel: $(READY)
 lock:
 	$(PYTHON) -m venv $(VENV)/lock
 	$(VENV)/lock/bin/pip install -q uv
-	$(VENV)/lock/bin/uv pip compile setup.py --extra all --extra dev --universal --python-version 3.11 \
+	$(VENV)/lock/bin/uv pip compile setup.py --extra all --extra dask --extra dev --universal --python-version 3.11 \
 	  --no-header --no-annotate -q -o requirements.lock
 
 $(READY): requirements.lock setup.py

@@ -9,7 +9,8 @@ HERE = pathlib.Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+)"', (HERE / "carbrand/__init__.py").read_text()).group(1)
 
 EXTRAS = {
-    "beam": ["apache-beam>=2.77,<2.78"],
+    "beam": ["apache-beam>=2.77,<2.78", "pyarrow>=18"],
+    "dask": ["apache-beam[dask]>=2.77,<2.78"],
     "tfds": ["tensorflow-datasets>=4.9.10,<4.10", "importlib_resources>=6"],
     "serve": ["python-multipart>=0.0.20", "starlette>=0.46", "uvicorn>=0.34"],
     "tune": ["optuna>=4.3,<6"],
@@ -17,8 +18,10 @@ EXTRAS = {
     "dev": [
         "coverage>=7.6",
         "hypothesis>=6.100",
+        "imagehash>=4.3",
         "mypy>=1.15",
         "pre-commit>=4",
+        "psutil>=6",
         "pytest>=8.3",
         "pytest-xdist>=3.6",
         "ruff>=0.12",
@@ -43,13 +46,16 @@ setup(
         "gin-config>=0.5,<0.6",
         "google-crc32c>=1.6",
         "h5py>=3.11",
+        "jinja2>=3.1",
         # training/optimizer.py overrides a private method of Keras's optimizers, tested for this range.
         "keras>=3.15,<3.16",
         "matplotlib>=3.9",
         "numpy>=2.1",
+        "opencv-python-headless>=5,<6",
         "pillow>=11.3",  # the first with AVIF in its wheels
         "scikit-learn>=1.5",
         "scipy>=1.13",
+        "simplejpeg>=1.9,<2",
         "tensorboard>=2.20,<2.22",
         "tensorflow>=2.21,<2.22",
         "tqdm>=4.66",

@@ -1,333 +1,293 @@
-"""The build: a folder of photos by brand -> a records folder. Checks, normalises, drops copies, splits and shards.
+"""The build: labelled photos -> a records folder. Checks, normalises, finds copies, splits and shards.
 
 Only metadata passes between the steps. Pixels wait in a cache on disk, from which a build that was stopped goes on, so
 all workers need to share that disk. What the pipeline found reaches this process in files, not in metrics.
 """
 
-import collections
-import contextlib
 import dataclasses
 import functools
 import os
 import pathlib
-import threading
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-import tqdm
-
-from beam_jobs import build_output, runners, sharded_writer
-from carbrand import errors, files
-from carbrand.data import cache, duplicates, images, manifest, records, sources, splits
+from beam_jobs import (
+    assign_splits,
+    build_output,
+    check_photos,
+    find_copies,
+    finish_build,
+    progress,
+    remote,
+    report,
+    runners,
+    sharded_writer,
+)
+from carbrand import checks, errors
+from carbrand.data import brands, cache, catalogue, images, manifest, records, sources
 
 beam = runners.beam  # not imported here: runners keeps it quiet
 
-Row = tuple[str, dict[str, Any]]  # what the last step collects: a kind of row, and the row
-
-
-@dataclasses.dataclass(frozen=True)
-class Checked:
-    """A photo after checking: where its cache entry is, and either its pixels' hash or why it is rejected."""
-
-    photo: sources.Photo
-    sha256: str
-    cache_key: str
-    rejection: cache.Rejection | None = None
-    pixel_hash: str = ""
-    num_bytes: int = 0
-
-
-@dataclasses.dataclass(frozen=True)
-class Chosen:
-    """The outcome for all files with equal pixels."""
-
-    kept: Checked | None
-    redundant: list[duplicates.Copy]
-    conflicts: list[duplicates.Copy]
-
 
 def run(
-    input_dir: str | os.PathLike[str],
+    source: str | os.PathLike[str],
     output_dir: str | os.PathLike[str],
+    choices: build_output.Choices | None = None,
     *,
+    columns: Mapping[str, str] | None = None,
+    paths_from: str = "",
+    aliases: str | os.PathLike[str] | None = None,
+    brand_from: str | None = None,
+    append_to: str | os.PathLike[str] | None = None,
     num_shards: int | None = None,
-    fractions: tuple[float, float, float] = (0.8, 0.1, 0.1),
-    seed: int = 0,
-    resize_short_px: int | None = 256,
-    jpeg_quality: int = 95,
+    shard_mib: int = 128,
+    readers: int = 1,
     max_reject_fraction: float = 0.1,
     workers: int | None = None,
     beam_args: Sequence[str] = (),
     overwrite: bool = False,
     cache_dir: str | os.PathLike[str] | None = None,
-    command: str = "",
 ) -> manifest.Manifest:
     """Builds a records folder; when a build was stopped in `output_dir`, goes on with it.
 
     Args:
-        input_dir: holds one folder of photos per brand.
-        output_dir: for the records.
-        num_shards: of train, the other splits in proportion; by default about one per 128 MiB.
-        fractions: of train, validation and test.
-        seed: of the splits and of the order of the records.
-        resize_short_px: shrink the short side of photos to this, in pixels; None keeps their size.
-        jpeg_quality: of photos that have to be encoded again, 1 to 95.
+        source: of the photos: a folder with one folder per brand, a pattern, a table of photos, or a TFDS dataset; see
+            `sources.read`.
+        output_dir: for the records; on a disk that all workers share.
+        choices: what decides on the content.
+        columns: of a table or TFDS dataset, by our names; see `sources.read`.
+        paths_from: the folder to which paths in a table are relative; by default the table's own.
+        aliases: a CSV file of other names of brands; see `brands.read_aliases`.
+        brand_from: a regular expression that finds brand and model in a label; see `brands.parse_pattern`.
+        append_to: a records folder, whose photos and decisions are taken over; `choices` must be None then.
+        num_shards: of train, the other splits in proportion; None: by size.
+        shard_mib: the size of a shard, about, in MiB.
+        readers: that will read train at once; each gets at least two shards.
         max_reject_fraction: of all files; when more cannot be used, the build fails.
         workers: processes on this machine; by default 1 for few photos, otherwise one per core.
         beam_args: options for Apache Beam, for example another runner.
         overwrite: replace a complete dataset in `output_dir`.
         cache_dir: keeps checked photos for later builds; by default they are deleted when the build is complete.
-        command: as the user typed it, for the manifest.
 
     Raises:
         ConfigError: if an argument cannot work, or `output_dir` already holds a complete dataset.
-        DataError: if `input_dir` holds no photos of two brands, or a brand ends up with none.
+        DataError: if the source holds no photos of two brands, or a brand ends up with none.
         BuildError: if the disk is full, a photo cannot be read, or a worker was killed.
-        GateError: if more than `max_reject_fraction` of the files are rejected.
+        GateError: if more than `max_reject_fraction` of the files are rejected, or a group lies in several splits.
     """
-    _check_numbers(num_shards, resize_short_px, jpeg_quality, max_reject_fraction)
-    splits.check_fractions(fractions)
-    input_path, output_path = pathlib.Path(input_dir).absolute(), pathlib.Path(output_dir).absolute()
-    _check_folders(input_path, output_path, overwrite=overwrite)
-    photos = sources.list_folder(input_path)
-    options = runners.make_options(len(photos), workers=workers, beam_args=beam_args)
-    settings = build_output.Settings(
-        output_dir=str(output_path),
-        cache_dir=str(pathlib.Path(cache_dir or output_path / build_output.WORK_FOLDER / "cache").absolute()),
-        brands=tuple(sorted({photo.brand for photo in photos})),
-        num_shards=num_shards,
-        fractions=fractions,
-        seed=seed,
-        resize_short_px=resize_short_px,
-        jpeg_quality=jpeg_quality,
+    sizing = _sizing(num_shards, shard_mib, readers)
+    checks.number("--max_reject_fraction", max_reject_fraction, at_least=0, at_most=1)
+    previous = finish_build.load_previous(append_to) if append_to else None
+    if previous and choices:
+        raise errors.ConfigError(f"--append={append_to}: keeps its own choices ({choices.command}). Leave them out.")
+    output_path = pathlib.Path(output_dir).absolute()
+    _check_folders(source, output_path, previous, overwrite=overwrite)
+    names = brands.Names(
+        brands.read_aliases(aliases) if aliases else {}, brands.parse_pattern(brand_from) if brand_from else None
     )
-    with build_output.locked(settings), runners.disk_full_is_an_error(settings.output_dir):
+    remote.set_options(
+        runners.make_options(1, workers=workers, beam_args=beam_args)
+    )  # errors before the source is listed
+    with build_output.locked(output_path), runners.disk_full_is_an_error(str(output_path)):
+        listing = _list(source, output_path, names, columns or {}, paths_from, previous)
+        settings = build_output.Settings(
+            output_dir=str(output_path),
+            cache_dir=str(pathlib.Path(cache_dir or output_path / build_output.WORK_FOLDER / "cache").absolute()),
+            root=listing.root,
+            brands=_brands(listing, previous),
+            given_splits=listing.given_splits,
+            choices=build_output.Choices.of(previous.dataset) if previous else choices or build_output.Choices(),
+            sizing=sizing,
+        )
         build_output.remove_old_output(settings)
-        with _progress_bar(settings, len(photos)):
-            runners.run(functools.partial(build_pipeline, photos, settings), options, folder=settings.work_dir)
-        built = build_output.finish(settings, len(photos), max_reject_fraction, command)
-    print(build_output.summary(built, settings.output_dir))
-    return built
+        num_photos = listing.num_photos + (previous.dataset.counts["kept"] if previous else 0)
+        options = runners.make_options(num_photos, workers=workers, beam_args=beam_args)
+        with progress.shown(settings.progress_path, num_photos):
+            runners.run(
+                functools.partial(build_pipeline, listing.paths, previous, settings), options, folder=settings.work_dir
+            )
+        finished = finish_build.run(settings, listing, previous, max_reject_fraction)
+    print(finish_build.summary(finished, settings.output_dir))
+    return finished.dataset
 
 
-def build_pipeline(photos: list[sources.Photo], settings: build_output.Settings, pipeline: beam.Pipeline) -> None:
+def build_pipeline(
+    listing_paths: tuple[str, ...],
+    previous: finish_build.Previous | None,
+    settings: build_output.Settings,
+    pipeline: beam.Pipeline,
+) -> None:
     """Applies the steps of the build to `pipeline`. One leaf, and tags nowhere: some runners drop the others."""
-    checked = (
-        pipeline
-        | "Photos" >> beam.Create(photos)  # Photo
-        | "SpreadOverWorkers" >> beam.Reshuffle()  # Photo
-        | "Check" >> beam.Map(check, settings)  # Checked
-    )
-    chosen = (
-        checked
-        | "WithPixelHash" >> beam.FlatMap(_with_pixel_hash)  # (pixel hash, Checked)
-        | "GroupCopies" >> beam.GroupByKey()  # (pixel hash, [Checked])
-        | "Choose" >> beam.Map(choose)  # Chosen
-    )
+    new = pipeline | "CheckPhotos" >> check_photos.CheckPhotos(listing_paths, settings)  # Checked
+    checked = new
+    if previous:
+        old = pipeline | "OldPhotos" >> check_photos.ReadOldPhotos(previous.folder, previous.dataset, settings)
+        checked = (new, old) | "OldAndNew" >> beam.Flatten()  # Checked
+    photos = checked | "FindCopies" >> find_copies.FindCopies(settings)  # Resolution
+    placed = photos | "AssignSplits" >> assign_splits.AssignSplits(settings)  # Placed
     shards = (
-        chosen
-        | "WithBrand" >> beam.FlatMap(_with_brand)  # (brand, Checked)
-        | "GroupBrand" >> beam.GroupByKey()  # (brand, [Checked])
-        | "Split" >> beam.FlatMap(split, settings)  # sharded_writer.Record
+        placed
+        | "Record" >> beam.Map(_record, settings)  # sharded_writer.Record
         | "WriteShards"
         >> sharded_writer.WriteShards(
             settings.output_dir,
             settings.index_dir,
             functools.partial(encode, settings),
-            seed=settings.seed,
-            num_train_shards=settings.num_shards,
+            seed=settings.choices.seed,
+            sizing=settings.sizing,
         )  # sharded_writer.WrittenShard
     )
-    rows = (
-        checked | "RejectRows" >> beam.FlatMap(_reject_rows),  # Row
-        chosen | "CopyRows" >> beam.FlatMap(_copy_rows),  # Row
-        shards | "ShardRows" >> beam.Map(_shard_row),  # Row
+    leaks = (
+        shards
+        | "GroupsOfShard" >> beam.FlatMap(_groups_of_shard, settings.output_dir)  # (group, split)
+        | "GroupSplits" >> beam.GroupByKey()  # (group, [split])
+        | "LeakRows" >> beam.FlatMap(_leak_rows)  # report.Row
     )
     _ = (
-        rows
-        | "AllRows" >> beam.Flatten()  # Row
-        | "WithOneKey" >> beam.Map(_with_one_key)  # ("", Row)
-        | "GroupRows" >> beam.GroupByKey()  # ("", [Row])
-        | "WriteReport" >> beam.Map(_write_report, settings.work_dir)  # None
-    )
+        (
+            new | "RejectRows" >> beam.FlatMap(_reject_rows),  # report.Row
+            photos | "CopyRows" >> beam.FlatMap(find_copies.rows_of),  # report.Row
+            placed | "MovedRows" >> beam.FlatMap(assign_splits.rows_of),  # report.Row
+            shards | "ShardRows" >> beam.Map(_shard_row),  # report.Row
+            leaks,
+        )
+        | "AllRows" >> beam.Flatten()
+        | "WriteRows" >> report.WriteRows(settings.report_dir)
+    )  # None
 
 
-def check(photo: sources.Photo, settings: build_output.Settings) -> Checked:
-    """Reads, checks and normalises one photo, or finds the outcome in the cache; the pixels stay in the cache.
-
-    Raises:
-        BuildError: if the file cannot be read: that says nothing about the photo, so it is not rejected.
-    """
-    content = _read(photo)
-    sha256 = files.sha256(content)
-    key = images.cache_key(sha256, resize_short_px=settings.resize_short_px, jpeg_quality=settings.jpeg_quality)
-    entry = cache.load(settings.cache_dir, key)
-    if entry is None:
-        entry = _normalise(content, settings)
-        cache.store(settings.cache_dir, key, entry)
-    _count_one(settings)
-    if isinstance(entry, cache.Rejection):
-        return Checked(photo, sha256, key, rejection=entry)
-    return Checked(photo, sha256, key, pixel_hash=entry.pixel_hash, num_bytes=len(entry.encoded))
-
-
-def choose(element: tuple[str, Iterable[Checked]]) -> Chosen:
-    """(pixel hash, files with equal pixels) -> which to keep."""
-    by_name = {checked.photo.name: checked for checked in element[1]}
-    copies = [duplicates.Copy(item.sha256, name, item.photo.brand) for name, item in by_name.items()]
-    kept, redundant, conflicts = duplicates.choose(copies)
-    return Chosen(by_name[kept.name] if kept else None, redundant, conflicts)
-
-
-def split(element: tuple[str, Iterable[Checked]], settings: build_output.Settings) -> Iterator[sharded_writer.Record]:
-    """(brand, its photos) -> records with their split and label."""
-    brand, photos = element
-    by_key = {checked.sha256: checked for checked in photos}
-    label = settings.brands.index(brand)
-    # The key is the hash of the file, not of the pixels: builds with other sizes have the same splits.
-    for key, name in splits.assign(by_key, settings.fractions, settings.seed).items():
-        yield sharded_writer.Record(name, key, label, by_key[key].num_bytes, by_key[key])
-
-
-def encode(settings: build_output.Settings, record: sharded_writer.Record) -> bytes:
-    """The payload of `record`, with its pixels from the cache.
+def encode(settings: build_output.Settings, record: sharded_writer.Record) -> tuple[bytes, catalogue.Row]:
+    """The payload of `record`, with its pixels from the cache, and its row of the catalogue.
 
     Raises:
         BuildError: if the cache entry is gone.
     """
     checked = record.source
-    assert isinstance(checked, Checked)
+    assert isinstance(checked, check_photos.Checked)
     entry = cache.load(settings.cache_dir, checked.cache_key)
     if not isinstance(entry, images.NormalisedImage):
         raise errors.BuildError(
-            f"{settings.cache_dir}: the cached copy of {checked.photo.name} is gone or damaged. "
-            "Run the same command again."
+            f"{settings.cache_dir}: the cached copy of {checked.name} is gone or damaged. Run the same command again."
         )
-    return records.encode(
+    row = check_photos.row_of(checked, entry)
+    payload = records.encode(
         {
             "image/class/label": record.label,
-            "image/class/text": checked.photo.brand.encode(),
+            "image/class/text": row.brand.encode(),
             "image/encoded": entry.encoded,
-            "image/filename": checked.photo.name.encode(),
-            "image/height": entry.height,
-            "image/key/sha256": checked.sha256.encode(),
-            "image/width": entry.width,
+            "image/filename": row.name.encode(),
+            "image/group": row.group.encode(),
+            "image/hash/perceptual": row.perceptual_hash.encode(),
+            "image/height": row.height,
+            "image/key/sha256": row.sha256.encode(),
+            "image/model": row.model.encode(),
+            "image/source/height": row.original_height,
+            "image/source/label": row.label.encode(),
+            "image/source/width": row.original_width,
+            "image/width": row.width,
         }
     )
+    check_photos.count_one(settings, progress.WRITTEN)
+    return payload, row
 
 
-def _check_numbers(
-    num_shards: int | None, resize_short_px: int | None, jpeg_quality: int, max_reject_fraction: float
-) -> None:
-    if num_shards is not None and num_shards < 1:
-        raise errors.ConfigError(f"--num_shards={num_shards}: must be at least 1.")
-    if resize_short_px is not None and resize_short_px < images.MIN_SIDE_PX:
-        raise errors.ConfigError(f"--resize_short={resize_short_px}: must be at least {images.MIN_SIDE_PX} pixels.")
-    if not 1 <= jpeg_quality <= 95:
-        raise errors.ConfigError(f"jpeg_quality={jpeg_quality}: must lie between 1 and 95.")
-    if not 0 <= max_reject_fraction <= 1:
-        raise errors.ConfigError(f"--max_reject_fraction={max_reject_fraction}: must lie between 0 and 1.")
-
-
-def _check_folders(input_path: pathlib.Path, output_path: pathlib.Path, *, overwrite: bool) -> None:
-    if output_path.is_relative_to(input_path):
+def _sizing(num_shards: int | None, shard_mib: int, readers: int) -> sharded_writer.Sizing:
+    if num_shards is not None:
+        checks.number("--num_shards", num_shards, at_least=1, whole=True)
+    checks.number("--shard_mib", shard_mib, at_least=1, whole=True)
+    checks.number("--readers", readers, at_least=1, whole=True)
+    if num_shards is not None and num_shards < 2 * readers and readers > 1:
         raise errors.ConfigError(
-            f"--output={output_path}: lies in the input folder {input_path}, where the next build would take it for "
+            f"--num_shards={num_shards}: {readers} readers need at least {2 * readers}. Give more shards, or leave "
+            "--num_shards out."
+        )
+    return sharded_writer.Sizing(num_shards, shard_mib * 2**20, readers)
+
+
+def _check_folders(
+    source: str | os.PathLike[str],
+    output_path: pathlib.Path,
+    previous: finish_build.Previous | None,
+    *,
+    overwrite: bool,
+) -> None:
+    source_path = pathlib.Path(source).absolute()
+    if source_path.is_dir() and output_path.is_relative_to(source_path):
+        raise errors.ConfigError(
+            f"--output={output_path}: lies in the input folder {source_path}, where the next build would take it for "
             "photos. Choose a folder outside."
         )
     if output_path.exists() and not output_path.is_dir():
         raise errors.ConfigError(f"--output={output_path}: is a file. Name a folder.")
+    if previous and output_path == pathlib.Path(previous.folder):
+        raise errors.ConfigError(
+            f"--output={output_path}: is the dataset that is appended to, which stays as it is. Choose a new folder."
+        )
     if (output_path / manifest.FILE_NAME).exists() and not overwrite:
         raise errors.ConfigError(
             f"--output={output_path}: already holds a complete dataset. Choose another folder, or add --overwrite."
         )
 
 
-@contextlib.contextmanager
-def _progress_bar(settings: build_output.Settings, num_photos: int) -> Iterator[None]:
-    """Shows photos per second on a terminal, from the file to which every worker appends one byte per photo."""
-    path = pathlib.Path(settings.work_dir, build_output.PROGRESS)
-    path.touch()
-    ended = threading.Event()
-    # disable=None: no bar where stderr is no terminal.
-    with tqdm.tqdm(total=num_photos, unit=" photos", desc="build", disable=None) as bar:
-        thread = threading.Thread(target=_follow, args=(path, bar, ended), daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            ended.set()
-            thread.join()
+def _list(
+    source: str | os.PathLike[str],
+    output_path: pathlib.Path,
+    names: brands.Names,
+    columns: Mapping[str, str],
+    paths_from: str,
+    previous: finish_build.Previous | None,
+) -> sources.Listing:
+    work_path = output_path / build_output.WORK_FOLDER
+    photos = sources.read(
+        os.fspath(source),
+        brand_names=names,
+        columns=columns,
+        paths_from=paths_from,
+        files=remote.FILES,
+        spool_dir=work_path / "spool",
+    )
+    known = previous.dataset.brands if previous else ()
+    return sources.write_listing(photos, work_path / "listing", known_brands=known)
 
 
-def _follow(path: pathlib.Path, bar: tqdm.tqdm, ended: threading.Event) -> None:
-    is_last = False
-    while not is_last:
-        is_last = ended.wait(timeout=0.5)
-        bar.update(min(path.stat().st_size, bar.total or 0) - bar.n)
+def _brands(listing: sources.Listing, previous: finish_build.Previous | None) -> tuple[str, ...]:
+    """In the order of the labels: those of an older dataset keep theirs."""
+    old = previous.dataset.brands if previous else ()
+    return (*old, *sorted(set(listing.brand_counts) - set(old)))
 
 
-def _count_one(settings: build_output.Settings) -> None:
-    descriptor = os.open(pathlib.Path(settings.work_dir, build_output.PROGRESS), os.O_WRONLY | os.O_APPEND | os.O_CREAT)
-    try:
-        os.write(descriptor, b".")
-    finally:
-        os.close(descriptor)
+def _record(placed: assign_splits.Placed, settings: build_output.Settings) -> sharded_writer.Record:
+    checked = placed.checked
+    brand = checked.photo.brand
+    return sharded_writer.Record(
+        placed.split, f"{checked.sha256}/{brand}", settings.brands.index(brand), checked.num_bytes, checked
+    )
 
 
-def _read(photo: sources.Photo) -> bytes:
-    """The file, but no more of it than `_normalise` needs to see that it is too large."""
-    try:
-        with pathlib.Path(photo.uri).open("rb") as file:
-            return file.read(images.MAX_FILE_BYTES + 1)
-    except OSError as error:
-        raise errors.BuildError(
-            f"{photo.name}: cannot be read ({error.strerror}). Make it readable or remove it, then run the same "
-            "command again; what was done is kept in the cache."
-        ) from error
-
-
-def _normalise(content: bytes, settings: build_output.Settings) -> cache.Entry:
-    try:
-        return images.normalise(content, resize_short_px=settings.resize_short_px, jpeg_quality=settings.jpeg_quality)
-    except images.Rejected as rejected:
-        return cache.Rejection(rejected.reason, rejected.detail)
-
-
-def _with_pixel_hash(checked: Checked) -> Iterator[tuple[str, Checked]]:
-    if checked.rejection is None:
-        yield checked.pixel_hash, checked
-
-
-def _with_brand(chosen: Chosen) -> Iterator[tuple[str, Checked]]:
-    if chosen.kept is not None:
-        yield chosen.kept.photo.brand, chosen.kept
-
-
-def _reject_rows(checked: Checked) -> Iterator[Row]:
+def _reject_rows(checked: check_photos.Checked) -> Iterator[report.Row]:
     if checked.rejection is not None:
-        yield "rejected", {"name": checked.photo.name, **dataclasses.asdict(checked.rejection)}
+        yield (
+            "rejected",
+            {
+                "name": checked.name,
+                "uri": checked.photo.uri,
+                "brand": checked.photo.brand,
+                "reason": checked.rejection.reason,
+                "detail": checked.rejection.detail,
+            },
+        )
 
 
-def _copy_rows(chosen: Chosen) -> Iterator[Row]:
-    for copy in chosen.redundant:
-        assert chosen.kept is not None
-        yield "duplicate", {"name": copy.name, "kept": chosen.kept.photo.name}
-    for copy in chosen.conflicts:
-        others = sorted({other.brand for other in chosen.conflicts} - {copy.brand})
-        yield "conflict", {"name": copy.name, "brand": copy.brand, "other_brands": others}
+def _shard_row(written: sharded_writer.WrittenShard) -> report.Row:
+    return "shard", {"name": written.shard.name, **dataclasses.asdict(written)}
 
 
-def _shard_row(written: sharded_writer.WrittenShard) -> Row:
-    return "shard", dataclasses.asdict(written)
+def _groups_of_shard(written: sharded_writer.WrittenShard, output_dir: str) -> Iterator[tuple[str, str]]:
+    """What the finished files say, not what the steps before meant to write."""
+    for row in catalogue.read(pathlib.Path(output_dir, catalogue.name_of(written.shard.name))):
+        yield row.group, written.split
 
 
-def _with_one_key(row: Row) -> tuple[str, Row]:
-    return "", row
-
-
-def _write_report(element: tuple[str, Iterable[Row]], work_dir: str) -> None:
-    report = collections.defaultdict(list)
-    for kind, row in element[1]:
-        report[kind].append(row)
-    files.write_json(pathlib.Path(work_dir, build_output.REPORT), report)
+def _leak_rows(element: tuple[str, Iterable[str]]) -> Iterator[report.Row]:
+    group, splits = element[0], sorted(set(element[1]))
+    if len(splits) > 1:
+        yield "leak", {"name": group, "splits": splits}

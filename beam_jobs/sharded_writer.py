@@ -1,5 +1,7 @@
 """A PTransform that writes records as exactly N shards per split, in one global order, the same bytes in every run.
 
+Beside each shard it writes its part of the catalogue and of the index.
+
 The order is that of a hash of (seed, key). A record's rank in it is found in two steps, so that no worker ever holds
 more than one bucket or one shard of metadata: how many records come in the buckets before, and its place in its own.
 """
@@ -8,12 +10,13 @@ import dataclasses
 import hashlib
 import pathlib
 from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import numpy as np
 
 from beam_jobs import runners
 from carbrand import files
-from carbrand.data import manifest, records
+from carbrand.data import catalogue, manifest, records
 
 beam = runners.beam  # not imported here: runners keeps it quiet
 
@@ -30,7 +33,7 @@ class Record:
         key: unique; the order of the records follows from it.
         label: 0-based.
         num_bytes: of the payload, about; decides on the number of shards.
-        source: whatever `payload_of` needs to make the payload.
+        source: whatever `encode` needs to make the payload.
     """
 
     split: str
@@ -47,6 +50,40 @@ class WrittenShard:
     split: str
     number: int
     shard: manifest.Shard
+    catalogue_sha256: str
+    sums: dict[str, Any]  # catalogue.sums of its records
+
+
+@dataclasses.dataclass(frozen=True)
+class Sizing:
+    """How many shards to make.
+
+    Attributes:
+        num_train_shards: exactly so many for train (but no more than it has records), as many in proportion for the
+            others; None: by size.
+        shard_bytes: about, per shard.
+        num_readers: that will read at once; each gets at least two shards of train.
+    """
+
+    num_train_shards: int | None = None
+    shard_bytes: int = SHARD_BYTES
+    num_readers: int = 1
+
+    def num_shards(self, sizes: dict[str, int], num_bytes: dict[str, int]) -> dict[str, int]:
+        """How many shards each split gets: at least one, and at most one per record.
+
+        Args:
+            sizes: records per split, none of them 0.
+            num_bytes: per split.
+        """
+        num_train = sizes.get("train", max(sizes.values()))
+        if self.num_train_shards is None:
+            wanted = {split: round(num_bytes[split] / self.shard_bytes) for split in sizes}
+            if "train" in wanted:
+                wanted["train"] = max(wanted["train"], 2 * self.num_readers)
+        else:
+            wanted = {split: round(self.num_train_shards * size / num_train) for split, size in sizes.items()}
+        return {split: min(max(wanted[split], 1), size) for split, size in sizes.items()}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,27 +123,26 @@ class WriteShards(beam.PTransform):
         self,
         output_dir: str,
         index_dir: str,
-        payload_of: Callable[[Record], bytes],
+        encode: Callable[[Record], tuple[bytes, catalogue.Row]],
         *,
         seed: int,
-        num_train_shards: int | None,
+        sizing: Sizing,
     ) -> None:
         """Sets where and how to write.
 
         Args:
-            output_dir: for the shards; on a disk that all workers share.
+            output_dir: for the shards and the catalogue; on a disk that all workers share.
             index_dir: for the parts of the index, one file per shard.
-            payload_of: makes the payload of a record; picklable.
+            encode: makes the payload of a record, and its row of the catalogue; picklable.
             seed: of the order.
-            num_train_shards: exactly so many for train (but no more than it has records), as many in proportion for
-                the others; by default about one per `SHARD_BYTES`.
+            sizing: how many shards to make.
         """
         super().__init__()
         self._output_dir = output_dir
         self._index_dir = index_dir
-        self._payload_of = payload_of
+        self._encode = encode
         self._seed = seed
-        self._num_train_shards = num_train_shards
+        self._sizing = sizing
 
     def expand(self, pcoll: beam.PCollection) -> beam.PCollection:
         """The steps."""
@@ -120,7 +156,7 @@ class WriteShards(beam.PTransform):
             buckets
             | "SizeOfBucket" >> beam.Map(_with_one_key)  # ("", _BucketSize)
             | "GroupSizes" >> beam.GroupByKey()  # ("", [_BucketSize])
-            | "Plan" >> beam.FlatMap(_plan, self._num_train_shards)  # (bucket name, _Plan)
+            | "Plan" >> beam.FlatMap(_plan, self._sizing)  # (bucket name, _Plan)
         )
         return (
             (buckets, plans)
@@ -128,25 +164,8 @@ class WriteShards(beam.PTransform):
             | "JoinPlans" >> beam.GroupByKey()  # (bucket name, [[Record], _Plan])
             | "Place" >> beam.FlatMap(_place)  # (shard name, _Placed)
             | "GroupShard" >> beam.GroupByKey()  # (shard name, [_Placed])
-            | "WriteShard"
-            >> beam.Map(_write_shard, self._output_dir, self._index_dir, self._payload_of)  # WrittenShard
+            | "WriteShard" >> beam.Map(_write_shard, self._output_dir, self._index_dir, self._encode)  # WrittenShard
         )
-
-
-def num_shards_of(sizes: dict[str, int], num_bytes: dict[str, int], num_train_shards: int | None) -> dict[str, int]:
-    """How many shards each split gets: at least one, and at most one per record.
-
-    Args:
-        sizes: records per split, none of them 0.
-        num_bytes: per split.
-        num_train_shards: as asked for, or None: by bytes.
-    """
-    if num_train_shards is None:
-        wanted = {split: round(num_bytes[split] / SHARD_BYTES) for split in sizes}
-    else:
-        num_train = sizes.get("train", max(sizes.values()))
-        wanted = {split: round(num_train_shards * size / num_train) for split, size in sizes.items()}
-    return {split: min(max(wanted[split], 1), size) for split, size in sizes.items()}
 
 
 def index_part(split: str, number: int) -> str:
@@ -174,7 +193,7 @@ def _with_one_key(element: tuple[str, list[Record]]) -> tuple[str, _BucketSize]:
     return "", _BucketSize(split, int(bucket), len(members), sum(record.num_bytes for record in members))
 
 
-def _plan(element: tuple[str, Iterable[_BucketSize]], num_train_shards: int | None) -> Iterator[tuple[str, _Plan]]:
+def _plan(element: tuple[str, Iterable[_BucketSize]], sizing: Sizing) -> Iterator[tuple[str, _Plan]]:
     buckets = sorted(element[1], key=lambda size: (size.split, size.bucket))
     sizes: dict[str, int] = {}
     num_bytes: dict[str, int] = {}
@@ -183,7 +202,7 @@ def _plan(element: tuple[str, Iterable[_BucketSize]], num_train_shards: int | No
         first_ranks.append(sizes.get(bucket.split, 0))
         sizes[bucket.split] = sizes.get(bucket.split, 0) + bucket.num_records
         num_bytes[bucket.split] = num_bytes.get(bucket.split, 0) + bucket.num_bytes
-    num_shards = num_shards_of(sizes, num_bytes, num_train_shards)
+    num_shards = sizing.num_shards(sizes, num_bytes)
     for bucket, first_rank in zip(buckets, first_ranks, strict=True):
         plan = _Plan(first_rank, sizes[bucket.split], num_shards[bucket.split])
         yield f"{bucket.split}/{bucket.bucket:04d}", plan
@@ -199,20 +218,28 @@ def _place(element: tuple[str, Iterable[list[Record] | _Plan]]) -> Iterator[tupl
 
 
 def _write_shard(
-    element: tuple[str, Iterable[_Placed]], output_dir: str, index_dir: str, payload_of: Callable[[Record], bytes]
+    element: tuple[str, Iterable[_Placed]],
+    output_dir: str,
+    index_dir: str,
+    encode: Callable[[Record], tuple[bytes, catalogue.Row]],
 ) -> WrittenShard:
     placed = sorted(element[1], key=lambda item: item.rank)
     split, number = placed[0].record.split, placed[0].shard
     name = files.shard_name(split, number, placed[0].num_shards)
     digest = hashlib.sha256()
     index = np.zeros(len(placed), records.INDEX_DTYPE)
+    rows = []
     offset = 0
     with files.atomic_writer(pathlib.Path(output_dir, name)) as file:
-        for row, item in enumerate(placed):
-            frame = records.frame(payload_of(item.record))
+        for place, item in enumerate(placed):
+            payload, row = encode(item.record)
+            frame = records.frame(payload)
             file.write(frame)
             digest.update(frame)
-            index[row] = (number, offset, len(frame) - records.FRAME_BYTES, item.record.label)
+            index[place] = (number, offset, len(payload), item.record.label)
+            rows.append(row)
             offset += len(frame)
+    catalogue_sha256 = catalogue.write(pathlib.Path(output_dir, catalogue.name_of(name)), rows)
     files.write_bytes(pathlib.Path(index_dir, index_part(split, number)), manifest.index_bytes(index))
-    return WrittenShard(split, number, manifest.Shard(name, len(placed), offset, digest.hexdigest()))
+    shard = manifest.Shard(name, len(placed), offset, digest.hexdigest())
+    return WrittenShard(split, number, shard, catalogue_sha256, catalogue.sums(rows))

@@ -4,9 +4,10 @@ import argparse
 import logging
 import os
 import pathlib
-import shlex
 import sys
+import time
 from collections.abc import Sequence
+from typing import Any
 
 from absl import app, flags
 from absl import logging as absl_logging
@@ -17,6 +18,7 @@ from carbrand.errors import CarbrandError, ConfigError
 
 _EPILOG = """the whole flow:
   carbrand build --input photos --output records
+  carbrand verify records
   carbrand train --data records --run runs/first --gin_file probe --gin_param "weights.path='imagenet'"
   carbrand evaluate --run runs/first --data records
   carbrand export --run runs/first --output model
@@ -37,8 +39,8 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         arguments, beam_arguments = arguments[:cut], arguments[cut + 1 :]
     parser = make_parser()
     options = parser.parse_args(arguments)
-    if beam_arguments and options.command != "build":
-        parser.error(f"carbrand {options.command} takes nothing after --; only carbrand build does, for Beam")
+    if beam_arguments and options.command not in ("build", "verify"):
+        parser.error(f"carbrand {options.command} takes nothing after --; only build and verify do, for Beam")
     options.beam_arguments = beam_arguments
     flags.FLAGS(argv[:1])  # absl wants its own flags parsed; the stages have none
     return options
@@ -71,7 +73,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"carbrand {carbrand.__version__}")
     stages = parser.add_subparsers(dest="command", required=True, metavar="STAGE")
-    for add in (_add_demo, _add_build, _add_train, _add_evaluate, _add_export, _add_predict):
+    for add in (_add_demo, _add_build, _add_verify, _add_train, _add_evaluate, _add_export, _add_predict):
         add(stages)
     return parser
 
@@ -125,67 +127,143 @@ def _add_build(stages: argparse._SubParsersAction) -> None:
     stage = _add_stage(
         stages,
         "build",
-        "turn a folder of photos, one folder per brand, into checked, deduplicated, split TFRecords",
-        "carbrand build --input photos --output records --resize_short 256",
+        "turn labelled photos into checked, deduplicated, leak-free TFRecords",
+        "carbrand build --input photos --output records\n"
+        "  carbrand build --input 'gs://bucket/photos/*/*.jpg' --output records -- --runner FlinkRunner\n"
+        "  carbrand build --input photos.csv --column brand=make --group_by model --output records\n"
+        "  carbrand build --input new_photos --append records --output records_2",
     )
-    stage.add_argument("--input", required=True, help="folder with one folder of photos per brand")
-    stage.add_argument("--output", required=True, help="folder for the records")
-    stage.add_argument("--num_shards", type=int, default=None, help="files of the train split (default: by size)")
-    stage.add_argument(
-        "--split", default="0.8,0.1,0.1", help="shares of train, validation, test (default: %(default)s)"
+    where = stage.add_argument_group("where")
+    where.add_argument(
+        "--input",
+        required=True,
+        metavar="SRC",
+        help="folder with one folder per brand, pattern (photos/*/*.jpg, gs://…), table (.csv, .tsv, .jsonl, .parquet "
+        "with the columns path, brand and perhaps model, group, split), or tfds:NAME",
     )
-    stage.add_argument("--seed", type=int, default=0, help="of the splits and of the order (default: %(default)s)")
-    stage.add_argument(
-        "--resize_short",
-        type=int,
+    where.add_argument("--output", required=True, metavar="DIR", help="folder for the records")
+    where.add_argument("--append", default=None, metavar="RECORDS", help="add to these records, as a new version")
+    where.add_argument("--overwrite", action="store_true", help="replace records that are there already")
+    where.add_argument("--cache_dir", default=None, metavar="DIR", help="keep checked photos here, for the next build")
+    names = stage.add_argument_group("how to read the source")
+    names.add_argument(
+        "--column", action="append", default=[], metavar="OURS=THEIRS", help="for example split=original_split"
+    )
+    names.add_argument(
+        "--paths_from", default="", metavar="DIR", help="what paths in a table are relative to (default: its folder)"
+    )
+    names.add_argument(
+        "--aliases", default=None, metavar="CSV", help="table of other names, with columns name and brand"
+    )
+    names.add_argument(
+        "--brand_from",
         default=None,
-        metavar="PX",
-        help="shrink photos to this short side; 0: keep their size",
+        metavar="REGEX",
+        help=r"finds the brand in a label: '(?P<brand>\S+) (?P<model>.*)'",
     )
-    stage.add_argument(
-        "--max_reject_fraction", type=float, default=None, help="fail (exit 3) if more photos are unusable"
+    content = stage.add_argument_group("what the records hold (given again by --append)")
+    content.add_argument("--split", default=None, help="shares of train, validation, test (default: 0.8,0.1,0.1)")
+    content.add_argument("--seed", type=int, default=None, help="of the splits and of the order (default: 0)")
+    content.add_argument(
+        "--resize_short", type=int, default=None, metavar="PX", help="shrink the short side (default: 256; 0: do not)"
     )
-    stage.add_argument(
-        "--workers", type=int, default=None, help="processes on this machine (default: by number of photos)"
+    content.add_argument("--jpeg_quality", type=int, default=None, help="of photos encoded again (default: 95)")
+    content.add_argument(
+        "--near_duplicates", default=None, metavar="POLICY", help="keep_one (default), keep_group or off"
     )
-    stage.add_argument(
-        "--cache_dir", default=None, help="keep checked photos here, for the next build (default: discarded)"
+    content.add_argument(
+        "--conflicts", default=None, metavar="POLICY", help="photos under several brands: keep_out (default) or keep"
     )
-    stage.add_argument("--overwrite", action="store_true", help="replace records that are there already")
-    stage.usage = f"{stage.format_usage().removeprefix('usage: ').rstrip()} [-- BEAM OPTIONS]"
+    content.add_argument(
+        "--group_by", default=None, metavar="COLUMN", help="group (default), model or none: these stay in one split"
+    )
+    content.add_argument("--num_shards", type=int, default=None, help="files of train, exactly (default: by size)")
+    content.add_argument("--shard_mib", type=int, default=None, help="size of a file, about (default: 128)")
+    content.add_argument("--readers", type=int, default=None, help="each gets two files or more (default: 1)")
+    content.add_argument(
+        "--max_reject_fraction", type=float, default=None, help="fail with exit 3 above (default: 0.1)"
+    )
+    stage.add_argument("--workers", type=int, default=None, help="processes here (default: by number of photos)")
+    stage.usage = "carbrand build --input SRC --output DIR [options] [-- BEAM OPTIONS]"
     stage.set_defaults(handler=_build)
 
 
 def _build(options: argparse.Namespace) -> int:
-    try:
-        from beam_jobs import build_dataset
-    except ModuleNotFoundError as error:
-        if error.name is None or not error.name.startswith("apache_beam"):
-            raise
-        raise ConfigError("`carbrand build` needs Apache Beam. Run: pip install 'carbrand[beam]'") from error
+    _need_beam("build")
+    from beam_jobs import build_dataset, build_output
     from carbrand.data import splits
 
-    given = {
-        "resize_short_px": options.resize_short,
-        "max_reject_fraction": options.max_reject_fraction,
-    }
-    given = {name: value for name, value in given.items() if value is not None}
-    if given.get("resize_short_px") == 0:
-        given["resize_short_px"] = None
+    chosen = _given(options, "seed", "jpeg_quality", "near_duplicates", "conflicts", "group_by")
+    if options.split is not None:
+        chosen["fractions"] = splits.parse_fractions(options.split)
+    if options.resize_short is not None:
+        chosen["resize_short_px"] = options.resize_short or None
     build_dataset.run(
         options.input,
         options.output,
-        num_shards=options.num_shards,
-        fractions=splits.parse_fractions(options.split),
-        seed=options.seed,
+        build_output.Choices(**chosen) if chosen else None,
+        columns=_columns(options.column),
+        paths_from=options.paths_from,
+        aliases=options.aliases,
+        brand_from=options.brand_from,
+        append_to=options.append,
         workers=options.workers,
         cache_dir=options.cache_dir,
         beam_args=options.beam_arguments,
         overwrite=options.overwrite,
-        command=shlex.join(["carbrand", *sys.argv[1:]]),
-        **given,
+        **_given(options, "num_shards", "shard_mib", "readers", "max_reject_fraction"),
     )
     return 0
+
+
+def _add_verify(stages: argparse._SubParsersAction) -> None:
+    stage = _add_stage(
+        stages,
+        "verify",
+        "check every byte of a folder of records; names the shard and record that differ and exits with 3",
+        "carbrand verify records\n  carbrand verify records --workers 8",
+    )
+    stage.add_argument("data", metavar="DIR", help="folder of records")
+    stage.add_argument("--workers", type=int, default=None, help="check with Apache Beam, in so many processes")
+    stage.usage = "carbrand verify DIR [--workers N] [-- BEAM OPTIONS]"
+    stage.set_defaults(handler=_verify)
+
+
+def _verify(options: argparse.Namespace) -> int:
+    from carbrand.data import verify
+
+    started = time.monotonic()
+    if options.workers or options.beam_arguments:
+        _need_beam("verify --workers")
+        from beam_jobs import verify_dataset
+
+        problems = verify_dataset.run(options.data, workers=options.workers, beam_args=options.beam_arguments)
+    else:
+        problems = verify.run(options.data)
+    verify.report(options.data, problems, time.monotonic() - started)
+    return 0
+
+
+def _given(options: argparse.Namespace, *names: str) -> dict[str, Any]:
+    """The options that were given: the others have their defaults where they are used."""
+    return {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+
+
+def _columns(pairs: list[str]) -> dict[str, str]:
+    columns = dict(pair.partition("=")[::2] for pair in pairs)
+    for ours, theirs in columns.items():
+        if not ours or not theirs:
+            raise ConfigError(f"--column={ours}{theirs}: give OURS=THEIRS, for example brand=make.")
+    return columns
+
+
+def _need_beam(stage: str) -> None:
+    try:
+        import beam_jobs.runners  # noqa: F401
+    except ModuleNotFoundError as error:
+        if error.name is None or not error.name.startswith("apache_beam"):
+            raise
+        raise ConfigError(f"`carbrand {stage}` needs Apache Beam. Run: pip install 'carbrand[beam]'") from error
 
 
 def _add_train(stages: argparse._SubParsersAction) -> None:

@@ -15,6 +15,10 @@ class DataError(CarbrandError):
     """Photos, records or a manifest that cannot be used as they are."""
 
 
+class NotFoundError(DataError):
+    """A file that the data name is not there."""
+
+
 class BuildError(CarbrandError):
     """A dataset build that could not finish."""
 

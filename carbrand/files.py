@@ -7,7 +7,7 @@ import json
 import os
 import pathlib
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import IO, Any
 
 from carbrand.errors import ConfigError
@@ -16,6 +16,12 @@ from carbrand.errors import ConfigError
 def sha256(content: bytes | memoryview) -> str:
     """SHA-256 of `content`, in 64 hexadecimal digits."""
     return hashlib.sha256(content).hexdigest()
+
+
+def sha256_of_file(path: str | os.PathLike[str]) -> str:
+    """SHA-256 of the content of `path`, read piece by piece."""
+    with pathlib.Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def fingerprint(value: Any) -> str:
@@ -76,9 +82,21 @@ def write_json(path: str | os.PathLike[str], value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
-def write_jsonl(path: str | os.PathLike[str], rows: Any) -> None:
-    """Writes each of `rows` as one line of JSON, atomically."""
-    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+def write_jsonl(path: str | os.PathLike[str], rows: Iterable[Any]) -> str:
+    """Writes each of `rows` as one line of JSON, atomically, and returns the SHA-256 of the file."""
+    digest = hashlib.sha256()
+    with atomic_writer(path) as file:
+        for row in rows:
+            line = json.dumps(row, ensure_ascii=False).encode() + b"\n"
+            file.write(line)
+            digest.update(line)
+    return digest.hexdigest()
+
+
+def read_jsonl(path: str | os.PathLike[str]) -> Iterator[Any]:
+    """The rows that `write_jsonl` wrote, one by one."""
+    with pathlib.Path(path).open("rb") as file:
+        yield from map(json.loads, file)
 
 
 def shard_name(split: str, shard: int, num_shards: int) -> str:

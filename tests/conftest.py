@@ -18,10 +18,10 @@ def drawn_photos(tmp_path_factory):
 @pytest.fixture(scope="session")
 def drawn_records(drawn_photos, tmp_path_factory):
     """The records of `drawn_photos`, in two training shards."""
-    from beam_jobs import build_dataset
+    from beam_jobs import build_dataset, build_output
 
     folder = tmp_path_factory.mktemp("drawn_records") / "records"
-    build_dataset.run(drawn_photos, folder, num_shards=2, resize_short_px=96)
+    build_dataset.run(drawn_photos, folder, build_output.Choices(resize_short_px=96), num_shards=2)
     return folder
 
 

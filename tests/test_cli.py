@@ -10,7 +10,7 @@ import pytest
 
 from carbrand import cli
 
-STAGES = ("demo", "build", "train", "evaluate", "export", "predict")
+STAGES = ("demo", "build", "verify", "train", "evaluate", "export", "predict")
 
 
 def carbrand(*arguments):
@@ -66,6 +66,35 @@ def test_bad_split(drawn_photos, tmp_path, capsys):
     assert "--split=0.8,0.3" in one_line(capsys)
 
 
+def test_verify_names_the_damaged_record_and_exits_with_3(drawn_records, tmp_path, capsys):
+    assert carbrand("verify", drawn_records) == 0
+    shutil.copytree(drawn_records, tmp_path / "records")
+    shard = tmp_path / "records" / "carbrand-test.tfrecord-00000-of-00001"
+    content = bytearray(shard.read_bytes())
+    content[20] ^= 1
+    shard.write_bytes(content)
+    capsys.readouterr()
+    for options in ((), ("--workers", "1")):
+        assert carbrand("verify", tmp_path / "records", *options) == 3
+        output = capsys.readouterr()
+        assert "carbrand-test.tfrecord-00000-of-00001" in output.out + output.err
+        assert "record 0" in output.out + output.err
+    assert carbrand("train", "--data", tmp_path / "records", "--run", tmp_path / "run") == 2
+    assert "carbrand-test.tfrecord-00000-of-00001" in one_line(capsys)
+
+
+def test_table_without_brands(tmp_path, capsys):
+    (tmp_path / "photos.csv").write_text("path,make\na.jpg,audi\n")
+    assert carbrand("build", "--input", tmp_path / "photos.csv", "--output", tmp_path / "r") == 2
+    assert "brand" in one_line(capsys)
+
+
+def test_choices_with_append(drawn_photos, drawn_records, tmp_path, capsys):
+    options = ("--append", drawn_records, "--seed", "1")
+    assert carbrand("build", "--input", drawn_photos, "--output", tmp_path / "r", *options) == 2
+    assert "keeps its own choices" in one_line(capsys)
+
+
 def test_misspelt_binding(drawn_records, tmp_path, capsys):
     run = ("train", "--data", drawn_records, "--run", tmp_path / "run", "--gin_param", "train.run.epoch=1")
     assert carbrand(*run) == 2
@@ -82,7 +111,7 @@ def test_records_of_another_version(drawn_records, tmp_path, capsys):
     content = json.loads((drawn_records / "manifest.json").read_text())
     (tmp_path / "manifest.json").write_text(json.dumps({**content, "format_version": 99}))
     assert carbrand("train", "--data", tmp_path, "--run", tmp_path / "run") == 2
-    assert "has format version 99, this carbrand reads version 1" in one_line(capsys)
+    assert "has format version 99, this carbrand reads version 2" in one_line(capsys)
 
 
 def test_records_without_a_manifest(tmp_path, capsys):
@@ -103,7 +132,7 @@ def test_unknown_flag_is_argparse_s_error(capsys):
 
 def test_beam_options_go_to_build_only(capsys):
     assert carbrand("predict", "--model", "m", "x", "--", "--runner=X") == 2
-    assert "only carbrand build does" in capsys.readouterr().err
+    assert "only build and verify do" in capsys.readouterr().err
 
 
 def test_unknown_beam_option(drawn_photos, tmp_path, capsys):

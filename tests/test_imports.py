@@ -33,11 +33,26 @@ LIGHT = {
     "carbrand.config": {"gin"},
     **{
         f"carbrand.data.{m}": set()
-        for m in ("cache", "duplicates", "images", "manifest", "records", "sources", "splits")
+        for m in (
+            "brands",
+            "cache",
+            "catalogue",
+            "duplicates",
+            "images",
+            "manifest",
+            "near_duplicates",
+            "page",
+            "records",
+            "sources",
+            "splits",
+            "tfds_source",
+            "verify",
+        )
     },
     "carbrand.evaluation.metrics": set(),
     "carbrand.serving.predict": {"tensorflow"},
     "beam_jobs.build_dataset": {"apache_beam"},
+    "beam_jobs.verify_dataset": {"apache_beam"},
 }
 HEAVY = ("tensorflow", "apache_beam", "gin", "keras")
 

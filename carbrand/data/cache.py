@@ -7,7 +7,6 @@ import dataclasses
 import json
 import os
 import pathlib
-import tempfile
 import zlib
 
 from carbrand.data import images
@@ -24,7 +23,7 @@ class Rejection:
 Entry = images.NormalisedImage | Rejection
 
 
-def load(folder: str, key: str) -> Entry | None:
+def load(folder: str | os.PathLike[str], key: str) -> Entry | None:
     """The entry named `key`, or None if there is none or it is damaged."""
     try:
         header_line, _, body = _path(folder, key).read_bytes().partition(b"\n")
@@ -34,28 +33,30 @@ def load(folder: str, key: str) -> Entry | None:
         header = json.loads(header_line)
         if header.pop("crc32") != zlib.crc32(body):
             return None
-        return Rejection(**header) if "reason" in header else images.NormalisedImage(encoded=body, **header)
+        if "reason" in header:
+            return Rejection(**header)
+        return images.NormalisedImage(encoded=body, mean_rgb=tuple(header.pop("mean_rgb")), **header)
     except (ValueError, KeyError, TypeError, AttributeError):
         return None
 
 
-def store(folder: str, key: str, entry: Entry) -> None:
+def store(folder: str | os.PathLike[str], key: str, entry: Entry) -> None:
     """Writes `entry` so that no reader sees half of it, even when two writers store the same key."""
-    header = dataclasses.asdict(entry)
+    header = dict(vars(entry))
     body = header.pop("encoded", b"")
     header["crc32"] = zlib.crc32(body)
     path = _path(folder, key)
     path.parent.mkdir(parents=True, exist_ok=True)
     # Not files.atomic_writer: its fsync costs more than all else here, and the checksum finds what a crash tore.
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
+    # A random name, because machines that share the folder may share process IDs too.
+    temporary = path.with_name(f"{key}.{os.urandom(8).hex()}.tmp")
     try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(json.dumps(header).encode() + b"\n" + body)
+        temporary.write_bytes(json.dumps(header).encode() + b"\n" + body)
         os.replace(temporary, path)
     except BaseException:
-        os.unlink(temporary)
+        temporary.unlink(missing_ok=True)
         raise
 
 
-def _path(folder: str, key: str) -> pathlib.Path:
+def _path(folder: str | os.PathLike[str], key: str) -> pathlib.Path:
     return pathlib.Path(folder, key[:2], key)  # 256 folders: none grows too large to list

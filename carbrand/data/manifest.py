@@ -1,6 +1,7 @@
 """What a records folder holds: its splits, brands, shards and how it was made, in manifest.json and as TFDS metadata.
 
-A folder is complete only when manifest.json is there: it is written last.
+A folder is complete only when manifest.json is there: it is written last. What is known of each photo stands in the
+catalogue, one file per shard; see `catalogue.py`.
 """
 
 import dataclasses
@@ -53,26 +54,47 @@ class Manifest:
     Attributes:
         format_version: of the records; `records.FORMAT_VERSION` when written.
         carbrand_version: that built the folder.
+        version: of the dataset: 1, or one more than that of the dataset it was appended to.
+        previous: the fingerprint of the dataset it was appended to, or "".
         brands: in the order of the labels.
+        labels: of each brand, as the source writes them, sorted.
+        near_misses: pairs of brands whose names are so alike that they may be one.
         splits: of "train", "validation" and "test"; a split without photos has no shards.
         resize_short_px: the longest short side stored, or None for photos stored at their own size.
         jpeg_quality: of photos that had to be encoded again.
         seed: of the splits and of the order of the records.
         fractions: asked of train, validation and test.
+        near_duplicates: what was done with them: "keep_one", "keep_group" or "off".
+        conflicts: what was done with a photo under several brands: "keep_out" or "keep".
+        group_by: the source's column whose photos stay in one split: "group", "model" or "none".
         counts: of photos: "seen", "kept", "duplicate", "conflict" and, by reason, "rejected".
+        statistics: of the kept photos; see `catalogue.statistics`.
+        source: "root", the folder that holds all photos, and "fingerprint", of their names and labels.
+        files: the SHA-256 of every file of the folder but the shards and manifest.json.
         fingerprint: of the content; see `fingerprint_of`.
-        command: that built the folder, for people.
+        command: the options that decide on the content. Others, such as --workers, are left out: equal datasets have
+            equal manifests.
     """
 
     format_version: int
     carbrand_version: str
+    version: int
+    previous: str
     brands: tuple[str, ...]
+    labels: dict[str, list[str]]
+    near_misses: list[list[str]]
     splits: dict[str, Split]
     resize_short_px: int | None
     jpeg_quality: int
     seed: int
     fractions: tuple[float, float, float]
+    near_duplicates: str
+    conflicts: str
+    group_by: str
     counts: dict[str, Any]
+    statistics: dict[str, Any]
+    source: dict[str, str]
+    files: dict[str, str]
     fingerprint: str
     command: str
 
@@ -133,13 +155,31 @@ def index_bytes(index: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def write(folder: str | os.PathLike[str], manifest: Manifest) -> None:
-    """Makes `folder`, where the shards and indexes already are, a complete one: TFDS metadata, then manifest.json."""
+def write(folder: str | os.PathLike[str], manifest: Manifest) -> Manifest:
+    """Makes `folder`, where all other files already are, a complete one: TFDS metadata, then manifest.json.
+
+    Returns:
+        The manifest, with the hashes of all files that `manifest.files` lacked.
+    """
     folder = pathlib.Path(folder)
     files.write_text(folder / TFDS_LABELS_FILE, "".join(f"{brand}\n" for brand in manifest.brands))
     files.write_json(folder / "features.json", _tfds_features(len(manifest.brands)))
     files.write_json(folder / "dataset_info.json", _tfds_info(manifest))
-    files.write_json(folder / FILE_NAME, dataclasses.asdict(manifest))
+    complete = dataclasses.replace(manifest, files=_hashes(folder, manifest))
+    content = dataclasses.asdict(complete)
+    files.write_json(folder / FILE_NAME, content | {"checksum": files.fingerprint(content)})
+    return complete
+
+
+def _hashes(folder: pathlib.Path, manifest: Manifest) -> dict[str, str]:
+    shards = {shard.name for split in manifest.splits.values() for shard in split.shards}
+    names = sorted(path.name for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
+    known = manifest.files
+    return {
+        name: known.get(name) or files.sha256_of_file(folder / name)
+        for name in names
+        if name not in shards and name != FILE_NAME
+    }
 
 
 def _parse(path: pathlib.Path) -> dict[str, Any]:
@@ -157,6 +197,7 @@ def _parse(path: pathlib.Path) -> dict[str, Any]:
 
 
 def _from_json(content: dict[str, Any], path: pathlib.Path) -> Manifest:
+    is_sound = content.pop("checksum", None) == files.fingerprint(content)
     try:
         splits = {name: _split_from_json(split) for name, split in content["splits"].items()}
         brands = tuple(content["brands"])
@@ -164,7 +205,7 @@ def _from_json(content: dict[str, Any], path: pathlib.Path) -> Manifest:
         manifest = Manifest(**{**content, **lists})
     except (KeyError, TypeError, AttributeError) as error:
         raise errors.DataError(f"{path}: damaged ({error}). Run `carbrand build` again.") from error
-    if manifest.fingerprint != fingerprint_of(brands, splits):
+    if not is_sound or manifest.fingerprint != fingerprint_of(brands, splits):
         raise errors.DataError(f"{path}: changed since it was written. Restore it, or run `carbrand build` again.")
     return manifest
 
@@ -212,8 +253,12 @@ def _tfds_features(num_brands: int) -> dict[str, Any]:
         "class": _tfds_dict({"label": label, "text": text}),
         "encoded": encoded,
         "filename": text,
+        "group": text,
+        "hash": _tfds_dict({"perceptual": text}),
         "height": integer,
         "key": _tfds_dict({"sha256": text}),
+        "model": text,
+        "source": _tfds_dict({"height": integer, "label": text, "width": integer}),
         "width": integer,
     }
     return _tfds_dict({"image": _tfds_dict(image)})

@@ -7,7 +7,7 @@ half a gigabyte to import in every Beam worker, and without protobuf, whose orde
 import os
 import struct
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 import google_crc32c
 import numpy as np
@@ -17,16 +17,22 @@ from carbrand import errors
 if TYPE_CHECKING:
     import tensorflow as tf
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 # Feature name -> kind of its one value: bytes (tf.string) or int (tf.int64). Names as in Model Garden and TFDS.
 FEATURES: dict[str, type[bytes] | type[int]] = {
     "image/class/label": int,  # 0-based index into the manifest's brands
     "image/class/text": bytes,  # the brand
     "image/encoded": bytes,  # JPEG, RGB or grey, upright
-    "image/filename": bytes,  # of the source file, relative to the source folder, with '/'
+    "image/filename": bytes,  # of the source file, relative to the source's root, with '/'
+    "image/group": bytes,  # photos of one group are all in one split; see manifest.py
+    "image/hash/perceptual": bytes,  # near_duplicates.signature of the upright photo, in hexadecimal
     "image/height": int,  # pixels, as stored
     "image/key/sha256": bytes,  # of the source file's bytes, in hexadecimal
+    "image/model": bytes,  # as the source writes it; b"" if it does not
+    "image/source/height": int,  # pixels, upright, before shrinking
+    "image/source/label": bytes,  # the brand as the source writes it
+    "image/source/width": int,  # pixels, upright, before shrinking
     "image/width": int,  # pixels, as stored
 }
 
@@ -62,6 +68,22 @@ def decode(serialized: "tf.Tensor") -> dict[str, "tf.Tensor"]:
     )
 
 
+def parse(serialized: bytes) -> dict[str, bytes | int]:
+    """`decode` without TensorFlow: the record that `encode` turned into `serialized`.
+
+    Raises:
+        ValueError: if `serialized` is not the encoding of a record with the features of `FEATURES`.
+    """
+    try:
+        ((_, features),) = _fields(serialized)
+        record = dict(_map_entry_of(content) for _, content in _fields(features))
+    except (IndexError, UnicodeDecodeError) as error:
+        raise ValueError("not a serialized tf.train.Example") from error
+    if {name: type(value) for name, value in record.items()} != FEATURES:
+        raise ValueError(f"a record has the features {sorted(FEATURES)}. Received: {sorted(record)}")
+    return record
+
+
 def frame(payload: bytes) -> bytes:
     """`payload` as one TFRecord: length, masked CRC32C of the length, payload, masked CRC32C of the payload."""
     header = struct.pack("<Q", len(payload))
@@ -91,6 +113,21 @@ def read(file_descriptor: int, offset: int, length: int, *, where: str = "record
     return payload
 
 
+def read_all(file: BinaryIO, *, where: str) -> Iterator[bytes]:
+    """The payloads of a shard that is open for reading, one by one, in order.
+
+    Raises:
+        DataError: if the file ends within a record, or a checksum differs from the stored one.
+    """
+    offset = 0
+    while header := os.pread(file.fileno(), 8, offset):
+        length = struct.unpack("<Q", header)[0] if len(header) == 8 else 0
+        if header + os.pread(file.fileno(), 4, offset + 8) != header + _masked_crc32c(header):
+            raise _damaged(where, offset, "no record starts here")
+        yield read(file.fileno(), offset, length, where=where)
+        offset += FRAME_BYTES + length
+
+
 def _damaged(where: str, offset: int, what: str) -> errors.DataError:
     return errors.DataError(f"{where}: damaged record at byte {offset}: {what}. Restore the file, or build again.")
 
@@ -118,6 +155,41 @@ def _map_entry(name: str, value: bytes | int) -> bytes:
 
 def _field(number: int, content: bytes) -> bytes:
     return b"".join((_varint(number << 3 | _LENGTH_DELIMITED), _varint(len(content)), content))
+
+
+def _map_entry_of(content: bytes) -> tuple[str, bytes | int]:
+    """The inverse of `_map_entry`."""
+    (_, name), (_, feature) = _fields(content)
+    ((kind, values),) = _fields(feature)
+    ((_, value),) = _fields(values)
+    if kind == 3:
+        number, _ = _read_varint(value, 0)
+        return name.decode(), number - (1 << 64) if number >> 63 else number
+    return name.decode(), value
+
+
+def _fields(content: bytes) -> Iterator[tuple[int, bytes]]:
+    """The fields of a message, all of them length-delimited: number and content."""
+    position = 0
+    while position < len(content):
+        tag, position = _read_varint(content, position)
+        length, position = _read_varint(content, position)
+        if tag & 7 != _LENGTH_DELIMITED or position + length > len(content):
+            raise ValueError(f"no length-delimited field ends at byte {position}")
+        yield tag >> 3, content[position : position + length]
+        position += length
+
+
+def _read_varint(content: bytes, position: int) -> tuple[int, int]:
+    """The number that starts at `position`, and the position after it."""
+    value = shift = 0
+    while True:
+        byte = content[position]
+        value |= (byte & 0x7F) << shift
+        position += 1
+        if byte < 0x80:
+            return value, position
+        shift += 7
 
 
 def _varint(value: int) -> bytes:

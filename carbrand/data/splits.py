@@ -1,11 +1,14 @@
-"""Photos of one brand -> train, validation and test, by hash: the same photo stays in its split when others are added.
+"""Groups of photos -> train, validation and test, by hash: a group stays in its split when others are added.
 
-Only where a brand is so small that a split would miss its floor does a photo change sides.
+Only where a brand is so small that a split would miss its floor does a group change sides. Splits that the source gives
+are kept.
 """
 
+import dataclasses
 import hashlib
+import heapq
 import math
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from carbrand import errors
 from carbrand.data import manifest
@@ -39,49 +42,125 @@ def check_fractions(fractions: tuple[float, float, float]) -> None:
         raise errors.ConfigError(f"--split={shown}: sums up to {sum(fractions):g}. Make the fractions sum up to 1.")
 
 
-def assign(keys: Iterable[str], fractions: tuple[float, float, float], seed: int) -> dict[str, str]:
-    """The split of each photo of one brand.
+@dataclasses.dataclass(frozen=True)
+class Rule:
+    """How groups are assigned: the arguments of the build, and the splits that the source's own column names."""
 
-    Each key's hash is a position in [0, 1), against thresholds: test lies lowest, then validation, then train. Splits
-    that miss their floor are filled from train's photos nearest to the threshold.
+    fractions: tuple[float, float, float]
+    seed: int
+    given_splits: tuple[str, ...] = ()
 
-    Args:
-        keys: unique, one per photo.
-        fractions: of train, validation and test.
-        seed: another seed gives another assignment.
-    """
-    ordered = sorted(keys, key=lambda key: (_position(key, seed), key))
-    groups: dict[str, list[str]] = {split: [] for split in manifest.SPLITS}
-    for key in ordered:
-        groups[_split_at(_position(key, seed), fractions)].append(key)
-    _fill(groups, _floors(len(ordered), fractions))
-    return {key: split for split, members in groups.items() for key in members}
+    def position(self, group: str) -> float:
+        """A hash of `group` in [0, 1): test lies lowest, then validation, then train."""
+        digest = hashlib.sha256(f"split:{self.seed}:{group}".encode()).digest()
+        return int.from_bytes(digest[:6], "big") / 2**48  # 48 bits: exact in a float, so never 1.0
 
-
-def _position(key: str, seed: int) -> float:
-    digest = hashlib.sha256(f"split:{seed}:{key}".encode()).digest()
-    return int.from_bytes(digest[:6], "big") / 2**48  # 48 bits: exact in a float, so never 1.0
-
-
-def _split_at(position: float, fractions: tuple[float, float, float]) -> str:
-    _, validation, test = fractions
-    if position < test:
-        return "test"
-    return "validation" if position < test + validation else "train"
-
-
-def _floors(num_photos: int, fractions: tuple[float, float, float]) -> dict[str, int]:
-    """The fewest photos of each split; they leave at least one to train on."""
-    held_out = [split for split, fraction in zip(manifest.SPLITS, fractions, strict=True) if fraction][1:]
-    floor = min(MIN_HELD_OUT_PER_BRAND, (num_photos - 1) // max(len(held_out), 1))
-    return {"train": min(num_photos, 1), **dict.fromkeys(held_out, floor)}
-
-
-def _fill(groups: dict[str, list[str]], floors: dict[str, int]) -> None:
-    """Moves photos until each split has its floor; the floors sum up to no more than the photos there are."""
-    for split, floor in floors.items():
-        while len(groups[split]) < floor:
-            donor = max(
-                groups, key=lambda name: (len(groups[name]) > floors.get(name, 0), name == "train", len(groups[name]))
+    def split_of(self, group: str, given: str = "") -> str:
+        """The split of a group, of which the source says `given`, or ""."""
+        if self.is_fixed(given):
+            return given
+        train, validation, test = self.fractions
+        if given:  # the source names train, but not the splits that are to be held out: they are cut from it
+            validation, test = (
+                fraction if split not in self.given_splits else 0
+                for split, fraction in zip(manifest.SPLITS[1:], (validation, test), strict=True)
             )
-            groups[split].append(groups[donor].pop(0 if donor == "train" else -1))
+            train, validation, test = (part / (train + validation + test) for part in (train, validation, test))
+        position = self.position(group)
+        if position < test:
+            return "test"
+        return "validation" if position < test + validation else "train"
+
+    def is_fixed(self, given: str) -> bool:
+        """Whether the source's word decides: it names a held-out split, or train and all of those that are wanted."""
+        wanted = [split for split, fraction in zip(manifest.SPLITS, self.fractions, strict=True) if fraction]
+        return given in ("validation", "test") or (given == "train" and set(wanted) <= set(self.given_splits))
+
+    def allows(self, given: str, split: str) -> bool:
+        """Whether a photo may go to `split` of which the source says `given`, or ""."""
+        return not given or given == split or (not self.is_fixed(given) and split not in self.given_splits)
+
+    def floors(self, num_photos: int) -> dict[str, int]:
+        """The fewest photos of one brand in each split that the source does not give; they leave one to train on."""
+        held_out = [
+            split
+            for split, fraction in zip(manifest.SPLITS[1:], self.fractions[1:], strict=True)
+            if fraction and split not in self.given_splits
+        ]
+        floor = min(MIN_HELD_OUT_PER_BRAND, (num_photos - 1) // max(len(held_out), 1))
+        return {"train": min(num_photos, 1), **dict.fromkeys(held_out, floor)}
+
+
+@dataclasses.dataclass(frozen=True, order=True)
+class Member:
+    """One photo of a brand, for `moves`: its group and the group's position, its split, and whether that may change."""
+
+    position: float
+    group: str
+    split: str
+    is_movable: bool
+
+
+def moves(members: Iterable[Member], rule: Rule) -> dict[str, str]:
+    """The groups of one brand that have to change sides so that each split has its floor, and where they go.
+
+    Those nearest to the threshold go. `members` is read once and not kept.
+    """
+    counts = dict.fromkeys(manifest.SPLITS, 0)
+    nearest = {split: _Nearest(lowest=split == "train") for split in manifest.SPLITS}
+    for member in members:
+        counts[member.split] += 1
+        nearest[member.split].add(member)
+    floors = rule.floors(sum(counts.values()))
+    found: dict[str, str] = {}
+    for split, floor in floors.items():
+        while counts[split] < floor:
+            donors = [name for name in manifest.SPLITS if name != split and counts[name] > floors.get(name, 0)]
+            # Train first, then the largest; a group goes only where its donor keeps its own floor.
+            for donor in sorted(donors, key=lambda name: (name != "train", -counts[name])):
+                group, size = nearest[donor].pop(counts[donor] - floors.get(donor, 0))
+                if group:
+                    break
+            else:
+                break  # no group is small enough
+            found[group] = split
+            counts[donor] -= size
+            counts[split] += size
+    return found
+
+
+class _Nearest:
+    """The few movable groups of one split that lie nearest to the threshold, with their sizes."""
+
+    _KEPT = 4 * MIN_HELD_OUT_PER_BRAND  # more than all floors together ask for
+
+    def __init__(self, *, lowest: bool) -> None:
+        self._sign = 1 if lowest else -1
+        self._sizes: dict[str, int] = {}
+        self._heap: list[tuple[float, str]] = []  # the farthest first
+
+    def add(self, member: Member) -> None:
+        """Counts one photo."""
+        if not member.is_movable:
+            return
+        if member.group in self._sizes:
+            self._sizes[member.group] += 1
+            return
+        heapq.heappush(self._heap, (-self._sign * member.position, member.group))
+        self._sizes[member.group] = 1
+        if len(self._heap) > self._KEPT:
+            _, group = heapq.heappop(self._heap)
+            del self._sizes[group]
+
+    def pop(self, most: int) -> tuple[str, int]:
+        """Takes the nearest group of at most `most` photos: its name and size, or ("", 0)."""
+        for entry in sorted(self._heap, reverse=True):
+            if self._sizes[entry[1]] <= most:
+                self._heap.remove(entry)
+                return entry[1], self._sizes[entry[1]]
+        return "", 0
+
+
+def first_held_out(splits: Collection[str]) -> str:
+    """Of several splits, the one whose photos matter most: test, then validation, then train."""
+    return max(splits, key=manifest.SPLITS.index)

@@ -19,7 +19,7 @@ import tensorflow as tf
 
 import carbrand
 from carbrand import config, files
-from carbrand.data import manifest, pipeline
+from carbrand.data import manifest, pipeline, verify
 from carbrand.data.augment import Augment
 from carbrand.data.preprocess import Preprocess
 from carbrand.errors import CheckpointError, ConfigError, DataError, GateError
@@ -184,6 +184,7 @@ def _check_data(data: pathlib.Path) -> manifest.Manifest:
     for split in ("train", "validation"):
         if split not in dataset.splits or not dataset.splits[split].num_examples:
             raise DataError(f"{data}: the {split} split is empty. Build with more photos, or another --split.")
+    verify.check_quickly(data)
     return dataset
 
 

@@ -1,41 +1,16 @@
-import io
-import json
 import signal
 import subprocess
 import sys
 import textwrap
 import time
 
-import numpy as np
 import pytest
-from PIL import Image
+from small_photos import contents, jsonl, photo, write_photos
 
-from beam_jobs import build_dataset, build_output
+from beam_jobs import build_dataset, build_output, check_photos, finish_build
+from beam_jobs.build_output import Choices
 from carbrand import errors
 from carbrand.data import manifest, records
-
-
-def photo(seed, size=(48, 40), file_format="JPEG"):
-    pixels = np.random.default_rng(seed).integers(0, 256, (5, 6, 3), np.uint8)
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).resize(size, Image.Resampling.BILINEAR).save(buffer, file_format)
-    return buffer.getvalue()
-
-
-def write_photos(root, per_brand=12, brands=("audi", "BMW", "Aston Martin")):
-    for brand in brands:
-        (root / brand).mkdir(parents=True)
-        for number in range(per_brand):
-            (root / brand / f"{number:03d}.jpg").write_bytes(photo([number, *brand.encode()]))
-    return root
-
-
-def contents(folder):
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
-
-
-def jsonl(path):
-    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def read_records(folder, split):
@@ -57,7 +32,7 @@ def source(tmp_path):
 
 
 def test_a_build_holds_each_photo_once_with_its_brand(source, tmp_path):
-    built = build_dataset.run(source, tmp_path / "out", num_shards=3, command="carbrand build …")
+    built = build_dataset.run(source, tmp_path / "out", num_shards=3)
     assert built == manifest.load(tmp_path / "out")
     assert built.brands == ("aston_martin", "audi", "bmw")
     assert built.counts == {"seen": 36, "kept": 36, "duplicate": 0, "conflict": 0, "rejected": {}}
@@ -101,27 +76,35 @@ def test_copies_conflicts_and_rejects_are_left_out_and_listed(source, tmp_path):
     (source / "BMW/stolen.jpg").write_bytes((source / "audi/005.jpg").read_bytes())
     (source / "BMW/empty.jpg").write_bytes(b"")
     built = build_dataset.run(source, tmp_path / "out")
-    assert built.counts == {"seen": 40, "kept": 36, "duplicate": 1, "conflict": 2, "rejected": {"empty": 1}}
-    assert jsonl(tmp_path / "out/rejects.jsonl") == [{"name": "BMW/empty.jpg", "reason": "empty", "detail": "0 bytes"}]
-    (row,) = jsonl(tmp_path / "out/duplicates.jsonl")
-    assert {row["name"], row["kept"]} == {"audi/copy.png", "audi/copy.bmp"}
-    assert jsonl(tmp_path / "out/conflicts.jsonl") == [
-        {"name": "BMW/stolen.jpg", "brand": "bmw", "other_brands": ["audi"]},
-        {"name": "audi/005.jpg", "brand": "audi", "other_brands": ["bmw"]},
+    assert built.counts == {"seen": 40, "kept": 35, "duplicate": 2, "conflict": 2, "rejected": {"empty": 1}}
+    (row,) = jsonl(tmp_path / "out/rejects.jsonl")
+    assert (row["name"], row["brand"], row["reason"], row["detail"]) == ("BMW/empty.jpg", "bmw", "empty", "0 bytes")
+    assert row["uri"] == str(source / "BMW/empty.jpg")
+    duplicates = jsonl(tmp_path / "out/duplicates.jsonl")
+    assert {name for row in duplicates for name in (row["name"], row["kept"])} == {
+        "audi/001.jpg",
+        "audi/copy.png",
+        "audi/copy.bmp",
+    }
+    assert [(row["kind"], row["dropped"]) for row in duplicates] == [("near", True)] * 2
+    conflicts = jsonl(tmp_path / "out/conflicts.jsonl")
+    assert [(row["name"], row["brand"], row["other_brands"]) for row in conflicts] == [
+        ("BMW/stolen.jpg", "bmw", ["audi"]),
+        ("audi/005.jpg", "audi", ["bmw"]),
     ]
 
 
 def test_photos_are_shrunk(source, tmp_path):
     (source / "audi/large.jpg").write_bytes(photo(9, size=(640, 320)))
-    build_dataset.run(source, tmp_path / "out", resize_short_px=32)
+    build_dataset.run(source, tmp_path / "out", Choices(resize_short_px=32))
     found = [record for split in manifest.SPLITS for record in read_records(tmp_path / "out", split)]
     assert {(record["image/height"], record["image/width"]) for record in found} == {(32, 38), (32, 64)}
 
 
 def test_adding_photos_moves_none_between_splits(source, tmp_path):
-    small = (0.6, 0.2, 0.2)
-    build_dataset.run(write_photos(tmp_path / "few", per_brand=60), tmp_path / "a", fractions=small)
-    build_dataset.run(write_photos(tmp_path / "more", per_brand=90), tmp_path / "b", fractions=small)
+    small = Choices((0.6, 0.2, 0.2))
+    build_dataset.run(write_photos(tmp_path / "few", per_brand=60), tmp_path / "a", small)
+    build_dataset.run(write_photos(tmp_path / "more", per_brand=90), tmp_path / "b", small)
     before, after = (
         {record["image/filename"]: split for split in manifest.SPLITS for record in read_records(folder, split)}
         for folder in (tmp_path / "a", tmp_path / "b")
@@ -145,12 +128,14 @@ def test_nothing_but_the_dataset_is_left(source, tmp_path, capsys):
     assert sorted(contents(tmp_path / "out")) == [
         *(f"carbrand-{split}.tfrecord-00000-of-00001" for split in sorted(manifest.SPLITS)),
         "conflicts.jsonl",
+        "dataset.html",
         "dataset_info.json",
         "duplicates.jsonl",
         "features.json",
         "image-class-label.labels.txt",
         *(f"index-{split}.npy" for split in sorted(manifest.SPLITS)),
         "manifest.json",
+        *(f"photos-{split}-00000-of-00001.jsonl" for split in sorted(manifest.SPLITS)),
         "rejects.jsonl",
     ]
     assert "36 files: 36 kept, 0 duplicates, 0 under several brands, 0 rejected\n" in capsys.readouterr().out
@@ -167,7 +152,7 @@ def test_a_complete_dataset_is_replaced_only_when_asked(source, tmp_path):
 
 def test_a_cache_folder_is_kept_and_used(source, tmp_path, monkeypatch):
     build_dataset.run(source, tmp_path / "a", cache_dir=tmp_path / "cache")
-    monkeypatch.setattr(build_dataset.images, "normalise", None)
+    monkeypatch.setattr(check_photos.images, "normalise", None)
     build_dataset.run(source, tmp_path / "b", cache_dir=tmp_path / "cache")
     assert contents(tmp_path / "a") == contents(tmp_path / "b")
 
@@ -175,7 +160,7 @@ def test_a_cache_folder_is_kept_and_used(source, tmp_path, monkeypatch):
 def start(source, out, before=""):
     code = textwrap.dedent(f"""
         import sys
-        from beam_jobs import build_dataset
+        from beam_jobs import build_dataset, check_photos
         from carbrand import errors
         {before}
         try:
@@ -196,8 +181,8 @@ def test_a_build_loads_no_tensorflow(source, tmp_path):
 def test_a_killed_build_goes_on_and_gives_the_same_bytes(source, tmp_path):
     write_photos(source, per_brand=150, brands=("fiat", "seat"))
     slow = (
-        "import time; inner = build_dataset.images.normalise; "
-        "build_dataset.images.normalise = lambda *a, **k: (time.sleep(0.02), inner(*a, **k))[1]"
+        "import time; inner = check_photos.images.normalise; "
+        "check_photos.images.normalise = lambda *a, **k: (time.sleep(0.02), inner(*a, **k))[1]"
     )
     process = start(source, tmp_path / "out", slow)
     progress = tmp_path / "out/.build/progress"
@@ -228,9 +213,8 @@ def test_a_full_disk_is_one_line_and_the_build_goes_on(source, tmp_path, limit):
 
 
 def test_a_second_build_in_the_same_folder_is_refused(source, tmp_path):
-    settings = build_output.Settings(str(tmp_path / "out"), "", (), None, (0.8, 0.1, 0.1), 0, None, 95)
     with (
-        build_output.locked(settings),
+        build_output.locked(tmp_path / "out"),
         pytest.raises(errors.ConfigError, match="another build is writing here"),
     ):
         build_dataset.run(source, tmp_path / "out")
@@ -255,41 +239,67 @@ def test_a_brand_with_no_usable_photo_raises(source, tmp_path):
     assert not (tmp_path / "out/manifest.json").exists()
 
 
-def test_a_photo_that_cannot_be_read_stops_the_build(source, tmp_path):
-    (source / "audi/gone.jpg").symlink_to(tmp_path / "nowhere")
-    with pytest.raises(errors.BuildError, match=r"^audi/gone\.jpg: cannot be read \(No such file or directory\)"):
-        build_dataset.run(source, tmp_path / "out")
+def test_a_photo_that_is_gone_is_rejected(source, tmp_path):
+    table = tmp_path / "photos.csv"
+    table.write_text("path,brand\n" + "".join(f"{path},{path.parent.name}\n" for path in sorted(source.rglob("*.jpg"))))
+    (source / "audi/003.jpg").unlink()
+    built = build_dataset.run(table, tmp_path / "out")
+    assert built.counts["rejected"] == {"not_found": 1}
+    assert jsonl(tmp_path / "out/rejects.jsonl")[0]["name"] == "audi/003.jpg"
+
+
+def test_a_photo_that_cannot_be_read_stops_the_build(source, tmp_path, monkeypatch):
+    def fail(path):
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(check_photos.remote.local_files, "open", fail)
+    message = r"two/.*/00.\.jpg: cannot be read \(OSError: .*Input/output error\)\. Run the same command again"
+    with pytest.raises(errors.BuildError, match=message):
+        build_dataset.run(write_photos(tmp_path / "two", 2, ("audi", "zz")), tmp_path / "out")
 
 
 def test_a_file_that_is_too_large_is_rejected(source, tmp_path, monkeypatch):
-    monkeypatch.setattr(build_dataset.images, "MAX_FILE_BYTES", 5000)
+    monkeypatch.setattr(check_photos.images, "MAX_FILE_BYTES", 5000)
     (source / "audi/video.mp4").write_bytes(bytes(6000))
     build_dataset.run(source, tmp_path / "out")
-    assert jsonl(tmp_path / "out/rejects.jsonl") == [
-        {"name": "audi/video.mp4", "reason": "too_large", "detail": "over 5000 bytes"}
-    ]
+    (row,) = jsonl(tmp_path / "out/rejects.jsonl")
+    assert (row["name"], row["reason"], row["detail"]) == ("audi/video.mp4", "too_large", "over 5000 bytes")
 
 
 def test_lost_photos_are_noticed():
     counts = {"seen": 5, "kept": 2, "duplicate": 1, "conflict": 0, "rejected": {"empty": 1}}
     with pytest.raises(errors.BuildError, match="the pipeline lost photos: 5 files seen, 4 accounted for"):
-        build_output._check_sum(counts)
+        finish_build._check_sum(counts)
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"num_shards": 0}, "--num_shards=0: must be at least 1"),
-        ({"resize_short_px": 8}, "--resize_short=8: must be at least 16 pixels"),
-        ({"jpeg_quality": 100}, "jpeg_quality=100: must lie between 1 and 95"),
-        ({"max_reject_fraction": 1.5}, "--max_reject_fraction=1.5: must lie between 0 and 1"),
-        ({"fractions": (0.5, 0.1, 0.1)}, "sums up to 0.7"),
+        ({"num_shards": 0}, "--num_shards=0: give a whole number at least 1"),
+        ({"shard_mib": 0.5}, "--shard_mib=0.5: give a whole number at least 1"),
+        ({"num_shards": 3, "readers": 2}, "--num_shards=3: 2 readers need at least 4"),
+        ({"max_reject_fraction": 1.5}, "--max_reject_fraction=1.5: give a number at least 0 and at most 1"),
     ],
 )
 def test_arguments_that_cannot_work_raise(source, tmp_path, arguments, message):
     with pytest.raises(errors.ConfigError, match=message):
         build_dataset.run(source, tmp_path / "out", **arguments)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"resize_short_px": 8}, "--resize_short=8: give a whole number at least 16"),
+        ({"jpeg_quality": 100}, "--jpeg_quality=100: give a whole number at least 1 and at most 95"),
+        ({"fractions": (0.5, 0.1, 0.1)}, "sums up to 0.7"),
+        ({"near_duplicates": "drop"}, "--near_duplicates='drop' is not one of"),
+        ({"group_by": "year"}, "--group_by='year' is not one of 'group', 'model', 'none'"),
+    ],
+)
+def test_choices_that_cannot_work_raise(arguments, message):
+    with pytest.raises(errors.ConfigError, match=message):
+        Choices(**arguments)
 
 
 def test_an_output_in_the_input_raises(source):
@@ -305,8 +315,13 @@ def test_a_file_as_output_raises(source, tmp_path):
 
 def test_the_43_copies_among_1016_real_photos_are_found(real_data, tmp_path):
     built = build_dataset.run(real_data / "cars6", tmp_path / "out", workers=1)
-    assert built.counts == {"seen": 1016, "kept": 973, "duplicate": 43, "conflict": 0, "rejected": {}}
-    assert len({row["kept"] for row in jsonl(tmp_path / "out/duplicates.jsonl")}) == 42
+    counts = built.counts
+    assert (counts["seen"], counts["rejected"]) == (1016, {})
+    assert counts["kept"] + counts["duplicate"] + counts["conflict"] == 1016
+    off = build_dataset.run(real_data / "cars6", tmp_path / "off", Choices(near_duplicates="off"), workers=1)
+    assert off.counts == {"seen": 1016, "kept": 973, "duplicate": 43, "conflict": 0, "rejected": {}}
+    assert len({row["kept"] for row in jsonl(tmp_path / "off/duplicates.jsonl")}) == 42
+    assert 0 < off.counts["kept"] - counts["kept"] < 30  # near copies
 
 
 def test_odd_files_become_records_unless_they_are_no_images(real_data, source, tmp_path):

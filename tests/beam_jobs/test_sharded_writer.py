@@ -6,15 +6,20 @@ import numpy as np
 import pytest
 
 from beam_jobs import runners, sharded_writer
-from beam_jobs.sharded_writer import Record, num_shards_of
+from beam_jobs.sharded_writer import Record, Sizing
 from carbrand import files
-from carbrand.data import records
+from carbrand.data import catalogue, records
 
 MIB = 2**20
 
 
 def payload_of(record):
     return f"{record.key}:{record.source}".encode()
+
+
+def encode(record):
+    row = catalogue.Row(record.key, "", "", "", "", "", "", "", "", "", 1, 2, 3, 4, (5, 6, 7), 8, {})
+    return payload_of(record), row
 
 
 def make_records(train=500, test=7):
@@ -25,12 +30,12 @@ def make_records(train=500, test=7):
 def write(folder, items, *, num_train_shards, seed=0):
     def build(pipeline):
         writer = sharded_writer.WriteShards(
-            str(folder / "out"), str(folder / "index"), payload_of, seed=seed, num_train_shards=num_train_shards
+            str(folder / "out"), str(folder / "index"), encode, seed=seed, sizing=Sizing(num_train_shards)
         )
         _ = pipeline | beam.Create(items) | beam.Reshuffle() | writer
 
     runners.run(build, runners.make_options(1, workers=1, beam_args=()), folder=str(folder))
-    return {path.name: path.read_bytes() for path in sorted((folder / "out").iterdir())}
+    return {path.name: path.read_bytes() for path in sorted((folder / "out").glob("*.tfrecord-*"))}
 
 
 def payloads(content):
@@ -94,6 +99,14 @@ def test_the_index_finds_each_record(tmp_path):
     assert set(index["shard"]) == {2}
 
 
+def test_the_catalogue_has_one_row_per_record_in_the_same_order(tmp_path):
+    shards = write(tmp_path, make_records(), num_train_shards=3)
+    for name, content in shards.items():
+        rows = catalogue.read(tmp_path / "out" / catalogue.name_of(name))
+        keys = [payload.decode().partition(":")[0] for payload in payloads(content)]
+        assert [row.name for row in rows] == keys
+
+
 def test_writing_again_changes_nothing(tmp_path):
     first = write(tmp_path, make_records(), num_train_shards=2)
     assert write(tmp_path, make_records(), num_train_shards=2) == first
@@ -111,7 +124,7 @@ def test_a_failed_payload_leaves_no_shard(tmp_path):
 def _write_broken(folder, items):
     def build(pipeline):
         out, index = str(folder / "out"), str(folder / "index")
-        writer = sharded_writer.WriteShards(out, index, _no_payload, seed=0, num_train_shards=1)
+        writer = sharded_writer.WriteShards(out, index, _no_payload, seed=0, sizing=Sizing(1))
         _ = pipeline | beam.Create(items) | writer
 
     runners.run(build, runners.make_options(1, workers=1, beam_args=()), folder=str(folder))
@@ -127,9 +140,16 @@ def _no_payload(record):
         ({"train": 80, "test": 10}, {"train": 10, "test": 10}, 8, {"train": 8, "test": 1}),
         ({"train": 800, "test": 399}, {"train": 1, "test": 1}, 16, {"train": 16, "test": 8}),
         ({"train": 3, "test": 1}, {"train": 1, "test": 1}, 8, {"train": 3, "test": 1}),
-        ({"train": 10**4, "test": 10**3}, {"train": 1300 * MIB, "test": 130 * MIB}, None, {"train": 10, "test": 1}),
-        ({"train": 10}, {"train": 5}, None, {"train": 1}),
     ],
 )
-def test_the_number_of_shards(sizes, num_bytes, asked, expected):
-    assert num_shards_of(sizes, num_bytes, asked) == expected
+def test_the_number_of_shards_asked_for(sizes, num_bytes, asked, expected):
+    assert Sizing(asked).num_shards(sizes, num_bytes) == expected
+
+
+def test_the_number_of_shards_by_size_and_by_readers():
+    sizes, num_bytes = {"train": 10**4, "test": 10**3}, {"train": 1300 * MIB, "test": 130 * MIB}
+    assert Sizing().num_shards(sizes, num_bytes) == {"train": 10, "test": 1}
+    assert Sizing(num_readers=8).num_shards(sizes, num_bytes) == {"train": 16, "test": 1}
+    assert Sizing(shard_bytes=13 * MIB).num_shards(sizes, num_bytes) == {"train": 100, "test": 10}
+    assert Sizing().num_shards({"train": 10}, {"train": 5}) == {"train": 2}
+    assert Sizing().num_shards({"test": 10}, {"test": 5}) == {"test": 1}

@@ -21,7 +21,7 @@ import numpy as np
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedKFold, cross_val_score
 
-from beam_jobs import build_dataset
+from beam_jobs import build_dataset, build_output
 from carbrand.data import manifest, pipeline
 from carbrand.data.preprocess import Preprocess
 from carbrand.evaluation.metrics import wilson_interval
@@ -50,7 +50,7 @@ def main():
 
 
 def row(photos, folder, size, embed):
-    built = build_dataset.run(photos, folder, resize_short_px=size)
+    built = build_dataset.run(photos, folder, build_output.Choices(resize_short_px=size))
     total = sum(shard.bytes for split in built.splits.values() for shard in split.shards)
     speed = statistics.median(images_per_cpu_s(folder) for _ in range(3))
     accuracy, interval = cross_validated(folder, embed)

@@ -23,18 +23,27 @@ def write_dataset(folder):
     built = manifest.Manifest(
         format_version=records.FORMAT_VERSION,
         carbrand_version="0.1.0",
+        version=1,
+        previous="",
         brands=BRANDS,
+        labels={"aston_martin": ["Aston Martin"], "škoda": ["Škoda"]},
+        near_misses=[["skoda", "škoda"]],
         splits=splits,
         resize_short_px=256,
         jpeg_quality=95,
         seed=0,
         fractions=(0.8, 0.1, 0.1),
+        near_duplicates="keep_one",
+        conflicts="keep_out",
+        group_by="group",
         counts={"seen": 4, "kept": 3, "duplicate": 0, "conflict": 0, "rejected": {"empty": 1}},
+        statistics={"mean_rgb": [1.0, 2.0, 3.0]},
+        source={"root": "photos", "fingerprint": "0"},
+        files={},
         fingerprint=manifest.fingerprint_of(BRANDS, splits),
         command="carbrand build …",
     )
-    manifest.write(folder, built)
-    return built
+    return manifest.write(folder, built)
 
 
 def write_split(folder, split, labels):
@@ -57,8 +66,14 @@ def record(label):
         "image/class/text": BRANDS[label].encode(),
         "image/encoded": buffer.getvalue(),
         "image/filename": b"a/1.jpg",
+        "image/group": b"0" * 64,
+        "image/hash/perceptual": b"00",
         "image/height": 30,
         "image/key/sha256": b"0" * 64,
+        "image/model": b"",
+        "image/source/height": 300,
+        "image/source/label": b"Aston Martin",
+        "image/source/width": 200,
         "image/width": 20,
     }
 
@@ -123,7 +138,7 @@ def test_a_folder_without_manifest_raises(tmp_path):
 def test_another_format_version_raises(tmp_path):
     write_dataset(tmp_path)
     change(tmp_path, format_version=99)
-    with pytest.raises(errors.DataError, match="has format version 99, this carbrand reads version 1"):
+    with pytest.raises(errors.DataError, match="has format version 99, this carbrand reads version 2"):
         manifest.load(tmp_path)
 
 
@@ -134,7 +149,7 @@ def test_a_manifest_that_is_no_json_raises(tmp_path):
 
 
 def test_a_manifest_without_a_field_raises(tmp_path):
-    (tmp_path / "manifest.json").write_text('{"format_version": 1}')
+    (tmp_path / "manifest.json").write_text('{"format_version": 2}')
     with pytest.raises(errors.DataError, match=r"manifest.json: damaged \('splits'\)"):
         manifest.load(tmp_path)
 

@@ -37,6 +37,42 @@ def test_decode_gives_back_what_was_encoded():
     assert all(tensor.shape == () for tensor in decoded.values())
 
 
+@pytest.mark.parametrize("seed", range(50))
+def test_parse_gives_back_what_was_encoded(seed):
+    record = random_record(seed)
+    assert records.parse(records.encode(record)) == record
+
+
+def test_what_is_no_record_is_not_parsed():
+    whole = records.encode(random_record(1))
+    for content in (b"", b"\x0a", whole[:-1], whole + b"\x0a\x00", whole[2:], b"\xff" * 30):
+        with pytest.raises(ValueError):  # noqa: PT011
+            records.parse(content)
+
+
+def test_parse_reads_what_protobuf_writes():
+    import tensorflow as tf
+
+    record = random_record(2)
+    message = tf.train.Example.FromString(records.encode(record))
+    assert records.parse(message.SerializeToString()) == record
+
+
+def test_all_records_of_a_shard_are_read_in_order(shard):
+    with shard[0].open("rb") as file:
+        assert list(records.read_all(file, where="x")) == [b"first", b"second"]
+
+
+@pytest.mark.parametrize("byte", [0, 9, 13, 18, 22])
+def test_reading_all_records_stops_at_a_flipped_byte(shard, byte):
+    path, _ = shard
+    content = bytearray(path.read_bytes())
+    content[byte] ^= 1
+    path.write_bytes(content)
+    with path.open("rb") as file, pytest.raises(errors.DataError, match="cars/x: damaged record at byte"):
+        list(records.read_all(file, where="cars/x"))
+
+
 def test_encoding_does_not_depend_on_the_order_of_the_keys():
     record = random_record(3)
     assert records.encode(record) == records.encode(dict(reversed(record.items())))

@@ -1,0 +1,130 @@
+"""Kept photos, by group -> the split of each: whole groups, by hash, with a floor for each brand; see `splits`."""
+
+import dataclasses
+from collections.abc import Iterable, Iterator
+
+from beam_jobs import build_output, check_photos, find_copies, report, runners
+from carbrand.data import duplicates, splits
+
+beam = runners.beam  # not imported here: runners keeps it quiet
+Checked = check_photos.Checked
+
+
+@dataclasses.dataclass(frozen=True)
+class Placed:
+    """A kept photo with its split."""
+
+    split: str
+    checked: Checked
+
+
+class AssignSplits(beam.PTransform):
+    """PCollection[duplicates.Resolution] -> PCollection[Placed], for all that is kept."""
+
+    def __init__(self, settings: build_output.Settings) -> None:
+        """Sets the rule."""
+        super().__init__()
+        self._choices = settings.choices
+        self._rule = settings.split_rule
+
+    def expand(self, resolutions: beam.PCollection) -> beam.PCollection:
+        """The steps."""
+        kept = resolutions | "Kept" >> beam.FlatMap(_kept)  # Checked
+        if self._choices.policy.keeps_several:
+            kept = self._join_groups(resolutions, kept)
+        moves = (
+            kept
+            | "WithBrand" >> beam.Map(_with_brand, self._rule)  # (brand, Member)
+            | "GroupBrand" >> beam.GroupByKey()  # (brand, [Member])
+            | "Floors" >> beam.FlatMap(_moves, self._rule)  # (group, split)
+        )
+        return (
+            (kept | "WithGroup" >> beam.Map(_with_group), moves)
+            | "PhotosAndMoves" >> beam.Flatten()  # (group, Checked | split)
+            | "GroupGroup" >> beam.GroupByKey()  # (group, [Checked | split])
+            | "Place" >> beam.FlatMap(_place, self._rule)  # Placed
+        )
+
+    def _join_groups(self, resolutions: beam.PCollection, kept: beam.PCollection) -> beam.PCollection:
+        """Gives one name to groups between which there are copies: PCollection[Checked] -> PCollection[Checked]."""
+        names = (
+            resolutions
+            | "Links" >> beam.FlatMap(_links, self._choices.group_by)  # (group, group)
+            | "LinksTogether" >> beam.Map(find_copies.with_one_key)  # ("", (group, group))
+            | "GroupLinks" >> beam.GroupByKey()  # ("", [(group, group)])
+            | "Connect" >> beam.FlatMap(find_copies.connect)  # (group, name for all)
+        )
+        return (
+            (kept | "WithOldGroup" >> beam.Map(_with_group), names)
+            | "PhotosAndNames" >> beam.Flatten()  # (group, Checked | name for all)
+            | "GroupOldGroup" >> beam.GroupByKey()  # (group, [Checked | name for all])
+            | "Rename" >> beam.FlatMap(_rename)  # Checked
+        )
+
+
+def rows_of(placed: Placed) -> Iterator[report.Row]:
+    """What the report says of a photo that had to leave the split that it had in the dataset appended to."""
+    old = placed.checked.old_split
+    if old and old != placed.split:
+        name, group = placed.checked.name, placed.checked.group
+        yield "moved", {"name": name, "group": group, "from": old, "to": placed.split}
+
+
+def _kept(resolution: duplicates.Resolution) -> Iterator[Checked]:
+    for copy in resolution.kept:
+        yield copy.source
+
+
+def _links(resolution: duplicates.Resolution, group_by: str) -> Iterator[tuple[str, str]]:
+    groups = [copy.source.group for copy in resolution.kept]
+    for other in groups[1:]:
+        yield groups[0], other
+    for copy in resolution.kept:
+        # An old photo's group may have been joined with others; its own name for it still leads there.
+        if own := check_photos.column_group(copy.source.photo, group_by):
+            yield copy.source.group, own
+
+
+def _with_group(checked: Checked) -> tuple[str, Checked]:
+    return checked.group, checked
+
+
+def _rename(element: tuple[str, Iterable[Checked | str]]) -> Iterator[Checked]:
+    group, members = element  # members is iterated twice rather than held
+    name = next((member for member in members if isinstance(member, str)), group)
+    for member in members:
+        if not isinstance(member, str):
+            yield dataclasses.replace(member, group=name)
+
+
+def _with_brand(checked: Checked, rule: splits.Rule) -> tuple[str, splits.Member]:
+    given, group = checked.photo.split, checked.group
+    split = checked.old_split or rule.split_of(group, given)
+    is_movable = not (checked.old_split or rule.is_fixed(given))
+    return checked.photo.brand, splits.Member(rule.position(group), group, split, is_movable)
+
+
+def _moves(element: tuple[str, Iterable[splits.Member]], rule: splits.Rule) -> Iterator[tuple[str, str]]:
+    yield from splits.moves(element[1], rule).items()
+
+
+def _place(element: tuple[str, Iterable[Checked | str]], rule: splits.Rule) -> Iterator[Placed]:
+    """(group, its photos, and the splits that brands want it to move to) -> its photos with their split.
+
+    A photo that the source puts into a split stays there: where that tears a group apart, the leakage gate says so.
+    """
+    group, members = element  # members is iterated twice rather than held
+    old, given, moves = set(), set(), set()
+    for member in members:
+        if isinstance(member, str):
+            moves.add(member)
+        elif member.old_split:
+            old.add(member.old_split)
+        elif rule.is_fixed(member.photo.split):
+            given.add(member.photo.split)
+    together = next((splits.first_held_out(wanted) for wanted in (old, given, moves) if wanted), "")
+    for member in members:
+        if isinstance(member, str):
+            continue
+        is_free = bool(old) or rule.allows(member.photo.split, together)
+        yield Placed(together if together and is_free else rule.split_of(group, member.photo.split), member)

@@ -1,0 +1,187 @@
+"""Checked photos -> for each photo that stands behind one or several files, which files to keep, and in which group.
+
+Exact copies meet by the hash of their bytes. Near copies meet in buckets of similar signatures and are confirmed on
+their pixels, so that no two photos are compared without a reason.
+"""
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from beam_jobs import build_output, check_photos, report, runners
+from carbrand import errors
+from carbrand.data import cache, duplicates, images, near_duplicates
+
+beam = runners.beam  # not imported here: runners keeps it quiet
+Checked = check_photos.Checked
+
+Files = tuple[Checked, ...]  # with equal bytes, in a fixed order; named by the cache key of the first
+
+
+class FindCopies(beam.PTransform):
+    """PCollection[Checked] -> PCollection[duplicates.Resolution], whose copies have a Checked as `source`."""
+
+    def __init__(self, settings: build_output.Settings) -> None:
+        """Sets the policy, and the cache with the pixels."""
+        super().__init__()
+        self._policy = settings.choices.policy
+        self._cache_dir = settings.cache_dir
+
+    def expand(self, checked: beam.PCollection) -> beam.PCollection:
+        """The steps."""
+        same_bytes = (
+            checked
+            | "WithHash" >> beam.FlatMap(_with_hash)  # (hash of the file, Checked)
+            | "GroupHash" >> beam.GroupByKey()  # (hash of the file, [Checked])
+            | "ExactCopies" >> beam.Map(_exact_copies)  # (name, Files)
+        )
+        same_photo = (
+            same_bytes | "OneByOne" >> beam.Map(_one_by_one)  # [Files]
+            if self._policy.near_duplicates == "off"
+            else self._join_near_copies(same_bytes)
+        )
+        return same_photo | "Resolve" >> beam.Map(_resolve, self._policy)  # Resolution
+
+    def _join_near_copies(self, same_bytes: beam.PCollection) -> beam.PCollection:
+        """PCollection[(name, Files)] -> PCollection[[Files]]."""
+        clusters = (
+            same_bytes
+            | "WithBuckets" >> beam.FlatMap(_with_buckets)  # (bucket, (name, signature))
+            | "GroupBuckets" >> beam.GroupByKey()  # (bucket, [(name, signature)])
+            | "Candidates" >> beam.FlatMap(_candidates)  # (name, name)
+            | "GroupCandidates" >> beam.GroupByKey()  # (name, [name])
+            | "Confirm" >> beam.FlatMap(_confirm, self._cache_dir)  # (name, name)
+            | "LinksTogether" >> beam.Map(with_one_key)  # ("", (name, name))
+            | "GroupLinks" >> beam.GroupByKey()  # ("", [(name, name)])
+            | "Clusters" >> beam.FlatMap(connect)  # (name, cluster)
+        )
+        joined = (
+            (same_bytes, clusters)
+            | "FilesAndClusters" >> beam.Flatten()  # (name, Files | cluster)
+            | "JoinClusters" >> beam.GroupByKey()  # (name, [Files, cluster])
+        )
+        alone = joined | "Alone" >> beam.FlatMap(_alone)  # [Files]
+        near = (
+            joined
+            | "WithCluster" >> beam.FlatMap(_with_cluster)  # (cluster, Files)
+            | "GroupCluster" >> beam.GroupByKey()  # (cluster, [Files])
+            | "NearCopies" >> beam.Map(_near_copies)  # [Files]
+        )
+        return (alone, near) | "AllPhotos" >> beam.Flatten()  # [Files]
+
+
+def rows_of(resolution: duplicates.Resolution) -> Iterator[report.Row]:
+    """What the report says of one photo: every copy but the first, and every conflict."""
+    for copy, kept in resolution.left_out:
+        yield _duplicate_row(copy, kept, dropped=True)
+    for copy in resolution.kept[1:]:
+        if not copy.is_old:
+            yield _duplicate_row(copy, resolution.kept[0], dropped=False)
+    brands = {copy.brand for copy in (*resolution.kept, *resolution.conflicts)}
+    for copy in resolution.conflicts:
+        yield "conflict", _row(copy) | {"other_brands": sorted(brands - {copy.brand})}
+
+
+def with_one_key(value: Any) -> tuple[str, Any]:
+    """Brings all elements together in one group; only for few of them."""
+    return "", value
+
+
+def connect(element: tuple[str, Iterable[tuple[str, str]]]) -> list[tuple[str, str]]:
+    """("", links) -> each linked name with that of its cluster."""
+    return sorted(duplicates.components(element[1]).items())
+
+
+def _with_hash(checked: Checked) -> Iterator[tuple[str, Checked]]:
+    if checked.rejection is None:
+        yield checked.sha256, checked
+
+
+def _exact_copies(element: tuple[str, Iterable[Checked]]) -> tuple[str, Files]:
+    # Old ones first: their pixels lie in the cache under a name of their own.
+    ordered = tuple(sorted(element[1], key=lambda one: (not one.old_split, one.name, one.photo.brand)))
+    return ordered[0].cache_key, ordered
+
+
+def _one_by_one(element: tuple[str, Files]) -> list[Files]:
+    return [element[1]]
+
+
+def _with_buckets(element: tuple[str, Files]) -> Iterator[tuple[bytes, tuple[str, bytes]]]:
+    name, copies = element
+    signature = bytes.fromhex(copies[0].signature)
+    for key in near_duplicates.bucket_keys(signature):
+        yield key, (name, signature)
+
+
+def _candidates(element: tuple[bytes, Iterable[tuple[str, bytes]]]) -> list[tuple[str, str]]:
+    return near_duplicates.candidate_pairs(element[1])
+
+
+def _confirm(element: tuple[str, Iterable[str]], cache_dir: str) -> Iterator[tuple[str, str]]:
+    name, others = element
+    thumbnail = _thumbnail(cache_dir, name)
+    for other in sorted(set(others)):
+        if near_duplicates.are_copies(thumbnail, _thumbnail(cache_dir, other)):
+            yield name, other
+
+
+def _thumbnail(cache_dir: str, key: str) -> Any:
+    entry = cache.load(cache_dir, key)
+    if not isinstance(entry, images.NormalisedImage):
+        raise errors.BuildError(f"{cache_dir}: the cached photo {key} is gone or damaged. Run the same command again.")
+    return images.grey_thumbnail(entry.encoded, near_duplicates.THUMBNAIL_PX)
+
+
+def _alone(element: tuple[str, Iterable[Files | str]]) -> Iterator[list[Files]]:
+    parts = list(element[1])
+    if len(parts) == 1:
+        yield [part for part in parts if not isinstance(part, str)]
+
+
+def _with_cluster(element: tuple[str, Iterable[Files | str]]) -> Iterator[tuple[str, Files]]:
+    parts = list(element[1])
+    for cluster in (part for part in parts if isinstance(part, str)):
+        yield cluster, next(part for part in parts if not isinstance(part, str))
+
+
+def _near_copies(element: tuple[str, Iterable[Files]]) -> list[Files]:
+    return list(element[1])
+
+
+def _resolve(same_photo: list[Files], policy: duplicates.Policy) -> duplicates.Resolution:
+    return duplicates.resolve((_copy(checked) for copies in same_photo for checked in copies), policy)
+
+
+def _copy(checked: Checked) -> duplicates.Copy:
+    return duplicates.Copy(
+        name=checked.name,
+        brand=checked.photo.brand,
+        sha256=checked.sha256,
+        num_pixels=checked.num_pixels,
+        split=checked.photo.split,
+        is_old=bool(checked.old_split),
+        source=checked,
+    )
+
+
+def _row(copy: duplicates.Copy) -> dict[str, Any]:
+    checked = copy.source
+    return {
+        "name": copy.name,
+        "uri": checked.photo.uri,
+        "brand": copy.brand,
+        "sha256": copy.sha256,
+        "group": checked.group,
+    }
+
+
+def _duplicate_row(copy: duplicates.Copy, kept: duplicates.Copy, *, dropped: bool) -> report.Row:
+    row = _row(copy) | {
+        "kind": "exact" if copy.sha256 == kept.sha256 else "near",
+        "kept": kept.name,
+        "kept_sha256": kept.sha256,
+        "split": copy.split,
+        "kept_split": kept.split,
+        "dropped": dropped,
+    }
+    return "duplicate", row
