@@ -103,7 +103,9 @@ def test_a_group_stays_in_the_split_that_it_had(tmp_path):
 
 
 def test_choices_are_not_given_again(old, new_photos, tmp_path):
-    with pytest.raises(errors.ConfigError, match=r"--append=.*old: keeps its own choices \(--split .*\)\. Leave them out"):
+    with pytest.raises(
+        errors.ConfigError, match=r"--append=.*old: keeps its own choices \(--split .*\)\. Leave them out"
+    ):
         build_dataset.run(new_photos, tmp_path / "out", Choices(), append_to=old)
 
 

@@ -77,7 +77,9 @@ def test_of_near_copies_the_largest_is_kept(table, tmp_path):
 
 @pytest.mark.parametrize("seed", range(3))
 def test_near_copies_can_stay_in_one_split(table, tmp_path, seed):
-    built = build_dataset.run(table(with_copies({})), tmp_path / "out", Choices(near_duplicates="keep_group", seed=seed))
+    built = build_dataset.run(
+        table(with_copies({})), tmp_path / "out", Choices(near_duplicates="keep_group", seed=seed)
+    )
     assert built.counts["duplicate"] == 0
     found = by_name(tmp_path / "out")
     four = [found[name] for name in ("p0.jpg", "small.jpg", "mirrored.jpg", "cropped.jpg")]

@@ -58,7 +58,9 @@ def test_what_is_part_of_a_dataset_stays():
 
 
 def test_an_unknown_policy_raises():
-    with pytest.raises(errors.ConfigError, match="--near_duplicates='all' is not one of 'keep_one', 'keep_group', 'off'"):
+    with pytest.raises(
+        errors.ConfigError, match="--near_duplicates='all' is not one of 'keep_one', 'keep_group', 'off'"
+    ):
         Policy("all")
     with pytest.raises(errors.ConfigError, match="--conflicts='drop' is not one of 'keep_out', 'keep'"):
         Policy(conflicts="drop")
