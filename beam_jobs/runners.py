@@ -66,6 +66,7 @@ def run(build: Callable[[beam.Pipeline], object], options: PipelineOptions, *, f
     Raises:
         CarbrandError: as raised in a step.
         BuildError: if the disk is full.
+        KeyboardInterrupt: at Ctrl-C.
     """
     with _quiet(), _exit_when_a_worker_dies(folder), disk_full_is_an_error(folder):
         pipeline = beam.Pipeline(runner=_runner(options, folder), options=options)
@@ -148,13 +149,19 @@ def _runner(options: PipelineOptions, folder: str) -> fn_runner.FnApiRunner | No
         return fn_runner.FnApiRunner()
     # As --direct_running_mode=multi_processing, whose workers write every step they take to stderr.
     log = shlex.quote(os.path.join(folder, "workers.log"))  # noqa: PTH118
-    command = f"exec {shlex.quote(sys.executable)} -m apache_beam.runners.worker.sdk_worker_main 2>>{log}"
+    command = f"exec {shlex.quote(sys.executable)} -m beam_jobs.local_worker {os.getpid()} 2>>{log}"
     return fn_runner.FnApiRunner(environments.SubprocessSDKEnvironment.from_command_string(command))
 
 
 def _raise_error_of_worker(error: Exception) -> None:
-    """Raises the CarbrandError that a step raised: Beam passes on only its trace, or adds the step's name to it."""
-    found = _ERROR_FROM_WORKER.search("".join(traceback.format_exception(error)))
+    """Raises the CarbrandError that a step raised: Beam passes on only its trace, or adds the step's name to it.
+
+    Of Ctrl-C in a step Beam makes a RuntimeError.
+    """
+    trace = "".join(traceback.format_exception(error))
+    if "KeyboardInterrupt [while running" in trace:
+        raise KeyboardInterrupt from error
+    found = _ERROR_FROM_WORKER.search(trace)
     if found:
         raise getattr(errors, found[1])(found[2]) from error
 

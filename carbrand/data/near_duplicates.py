@@ -25,6 +25,7 @@ _FINE_PX, _COARSE_PX = 3, 7  # a spot is a peak of the grid blurred by the one l
 _NEIGHBOURS = np.ones((5, 5), np.uint8)
 
 _STOP = (cv2.TERM_CRITERIA_COUNT | cv2.TERM_CRITERIA_EPS, 20, 1e-4)  # of the alignment: 20 steps find all 10 % crops
+_MIN_COARSE = 0.7  # of 1,000 crops of 5 % the worst had 0.83 unaligned, 1 in 100 of 10 % less than 0.69; saves aligning
 _MIN_COVERED = 0.5  # of a thumbnail by the other, aligned; 10 % crops cover 0.7
 
 _DOWN, _ACROSS = np.array([(v, u) for v in range(7) for u in range(7) if 0 < u + v <= 6]).T  # 27 frequencies
@@ -236,8 +237,9 @@ def _similarities(a: np.ndarray, b: np.ndarray) -> Iterator[float]:
     _check_thumbnail(a)
     _check_thumbnail(b)
     a, b = sorted((a, b), key=lambda thumbnail: thumbnail.tobytes())
-    yield _aligned_correlation(a, b)
-    yield _aligned_correlation(a, np.ascontiguousarray(b[:, ::-1]))
+    for other in (b, np.ascontiguousarray(b[:, ::-1])):
+        is_alike = _correlation(_coarse_structure(a), _coarse_structure(other)) >= _MIN_COARSE
+        yield _aligned_correlation(a, other) if is_alike else -1.0
 
 
 def _check_thumbnail(pixels: np.ndarray) -> None:
@@ -261,6 +263,11 @@ def _aligned_correlation(a: np.ndarray, b: np.ndarray) -> float:
     if covered.mean() < _MIN_COVERED:
         return -1.0
     return _correlation(_fine_structure(a.astype(np.float32))[covered], _fine_structure(fitted)[covered])
+
+
+def _coarse_structure(grey: np.ndarray) -> np.ndarray:
+    """Where it is light and where dark: nearly the same for copies, before any alignment, and cheap to compare."""
+    return cv2.resize(grey, (8, 8), interpolation=cv2.INTER_AREA).astype(np.float32)
 
 
 def _fine_structure(grey: np.ndarray) -> np.ndarray:
