@@ -25,12 +25,13 @@ class AssignSplits(beam.PTransform):
         """Sets the rule."""
         super().__init__()
         self._choices = settings.choices
+        self._joins_groups = settings.has_groups or settings.choices.policy.keeps_several
         self._rule = settings.split_rule
 
     def expand(self, resolutions: beam.PCollection) -> beam.PCollection:
         """The steps."""
         kept = resolutions | "Kept" >> beam.FlatMap(_kept)  # Checked
-        if self._choices.policy.keeps_several:
+        if self._joins_groups:
             kept = self._join_groups(resolutions, kept)
         moves = (
             kept
@@ -62,12 +63,12 @@ class AssignSplits(beam.PTransform):
         )
 
 
-def rows_of(placed: Placed) -> Iterator[report.Row]:
-    """What the report says of a photo that had to leave the split that it had in the dataset appended to."""
-    old = placed.checked.old_split
-    if old and old != placed.split:
-        name, group = placed.checked.name, placed.checked.group
-        yield "moved", {"name": name, "group": group, "from": old, "to": placed.split}
+def rows_of(placed: Placed, rule: splits.Rule) -> Iterator[report.Row]:
+    """What the report says of a photo that is not in the split that it had, or that the source gives."""
+    checked = placed.checked
+    before = checked.old_split or checked.photo.split
+    if not rule.allows(before, placed.split) or (checked.old_split and before != placed.split):
+        yield "moved", {"name": checked.name, "group": checked.group, "from": before, "to": placed.split}
 
 
 def _kept(resolution: duplicates.Resolution) -> Iterator[Checked]:
@@ -76,13 +77,17 @@ def _kept(resolution: duplicates.Resolution) -> Iterator[Checked]:
 
 
 def _links(resolution: duplicates.Resolution, group_by: str) -> Iterator[tuple[str, str]]:
-    groups = [copy.source.group for copy in resolution.kept]
-    for other in groups[1:]:
-        yield groups[0], other
-    for copy in resolution.kept:
+    """Groups that show the same photo; a copy that is left out still links its group with that of the kept one."""
+    if not resolution.kept:
+        return
+    first = resolution.kept[0].source.group
+    for copy in (*resolution.kept, *(copy for copy, _ in resolution.left_out)):
         # An old photo's group may have been joined with others; its own name for it still leads there.
-        if own := check_photos.column_group(copy.source.photo, group_by):
-            yield copy.source.group, own
+        groups = {copy.source.group, check_photos.column_group(copy.source.photo, group_by)} - {"", first}
+        if copy not in resolution.kept:
+            groups.discard(copy.sha256)  # no other photo is in that group
+        for group in sorted(groups):
+            yield first, group
 
 
 def _with_group(checked: Checked) -> tuple[str, Checked]:
@@ -99,9 +104,9 @@ def _rename(element: tuple[str, Iterable[Checked | str]]) -> Iterator[Checked]:
 
 def _with_brand(checked: Checked, rule: splits.Rule) -> tuple[str, splits.Member]:
     given, group = checked.photo.split, checked.group
-    split = checked.old_split or rule.split_of(group, given)
-    is_movable = not (checked.old_split or rule.is_fixed(given))
-    return checked.photo.brand, splits.Member(rule.position(group), group, split, is_movable)
+    is_fixed = bool(checked.old_split) or rule.is_fixed(given)
+    split = (checked.old_split or given) if is_fixed else rule.split_of(group)
+    return checked.photo.brand, splits.Member(rule.position(group), group, split, not is_fixed)
 
 
 def _moves(element: tuple[str, Iterable[splits.Member]], rule: splits.Rule) -> Iterator[tuple[str, str]]:
@@ -122,9 +127,10 @@ def _place(element: tuple[str, Iterable[Checked | str]], rule: splits.Rule) -> I
             old.add(member.old_split)
         elif rule.is_fixed(member.photo.split):
             given.add(member.photo.split)
-    together = next((splits.first_held_out(wanted) for wanted in (old, given, moves) if wanted), "")
+    together = next((splits.first_held_out(wanted) for wanted in (old, given, moves) if wanted), rule.split_of(group))
     for member in members:
         if isinstance(member, str):
             continue
-        is_free = bool(old) or rule.allows(member.photo.split, together)
-        yield Placed(together if together and is_free else rule.split_of(group, member.photo.split), member)
+        given_split = member.photo.split
+        alone = given_split if rule.is_fixed(given_split) else rule.split_of(group)
+        yield Placed(together if old or rule.allows(given_split, together) else alone, member)

@@ -8,7 +8,10 @@ import dataclasses
 import functools
 import os
 import pathlib
+import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+import numpy as np
 
 from beam_jobs import (
     assign_splits,
@@ -23,9 +26,11 @@ from beam_jobs import (
     sharded_writer,
 )
 from carbrand import checks, errors
-from carbrand.data import brands, cache, catalogue, images, manifest, records, sources
+from carbrand.data import brands, cache, catalogue, images, leakage, manifest, paths, records, sources
 
 beam = runners.beam  # not imported here: runners keeps it quiet
+
+LEAK_BUCKETS = 256  # of the leakage gate; 54 bytes per photo are held while one of them is checked
 
 
 def run(
@@ -78,26 +83,17 @@ def run(
     checks.number("--max_reject_fraction", max_reject_fraction, at_least=0, at_most=1)
     previous = finish_build.load_previous(append_to) if append_to else None
     if previous and choices:
-        raise errors.ConfigError(f"--append={append_to}: keeps its own choices ({choices.command}). Leave them out.")
+        own = build_output.Choices.of(previous.dataset).command
+        raise errors.ConfigError(f"--append={append_to}: keeps its own choices ({own}). Leave them out.")
     output_path = pathlib.Path(output_dir).absolute()
-    _check_folders(source, output_path, previous, overwrite=overwrite)
-    names = brands.Names(
-        brands.read_aliases(aliases) if aliases else {}, brands.parse_pattern(brand_from) if brand_from else None
-    )
-    remote.set_options(
-        runners.make_options(1, workers=workers, beam_args=beam_args)
-    )  # errors before the source is listed
+    _check_folders(source, output_path, previous)
+    names = _names(aliases, brand_from, previous)
+    remote.set_options(runners.make_options(1, workers=workers, beam_args=beam_args))  # listing needs them
     with build_output.locked(output_path), runners.disk_full_is_an_error(str(output_path)):
         listing = _list(source, output_path, names, columns or {}, paths_from, previous)
-        settings = build_output.Settings(
-            output_dir=str(output_path),
-            cache_dir=str(pathlib.Path(cache_dir or output_path / build_output.WORK_FOLDER / "cache").absolute()),
-            root=listing.root,
-            brands=_brands(listing, previous),
-            given_splits=listing.given_splits,
-            choices=build_output.Choices.of(previous.dataset) if previous else choices or build_output.Choices(),
-            sizing=sizing,
-        )
+        settings = _settings(output_path, cache_dir, listing, names, choices, sizing, previous)
+        if (output_path / manifest.FILE_NAME).exists() and not overwrite:
+            return finish_build.already_complete(settings, listing, previous)
         build_output.remove_old_output(settings)
         num_photos = listing.num_photos + (previous.dataset.counts["kept"] if previous else 0)
         options = runners.make_options(num_photos, workers=workers, beam_args=beam_args)
@@ -138,15 +134,15 @@ def build_pipeline(
     )
     leaks = (
         shards
-        | "GroupsOfShard" >> beam.FlatMap(_groups_of_shard, settings.output_dir)  # (group, split)
-        | "GroupSplits" >> beam.GroupByKey()  # (group, [split])
+        | "KeysOfShard" >> beam.FlatMap(_keys_of_shard, settings)  # (bucket, leakage.KEY_DTYPE as bytes)
+        | "GroupKeys" >> beam.GroupByKey()  # (bucket, [leakage.KEY_DTYPE as bytes])
         | "LeakRows" >> beam.FlatMap(_leak_rows)  # report.Row
     )
     _ = (
         (
             new | "RejectRows" >> beam.FlatMap(_reject_rows),  # report.Row
             photos | "CopyRows" >> beam.FlatMap(find_copies.rows_of),  # report.Row
-            placed | "MovedRows" >> beam.FlatMap(assign_splits.rows_of),  # report.Row
+            placed | "MovedRows" >> beam.FlatMap(assign_splits.rows_of, settings.split_rule),  # report.Row
             shards | "ShardRows" >> beam.Map(_shard_row),  # report.Row
             leaks,
         )
@@ -204,28 +200,37 @@ def _sizing(num_shards: int | None, shard_mib: int, readers: int) -> sharded_wri
 
 
 def _check_folders(
-    source: str | os.PathLike[str],
-    output_path: pathlib.Path,
-    previous: finish_build.Previous | None,
-    *,
-    overwrite: bool,
+    source: str | os.PathLike[str], output_path: pathlib.Path, previous: finish_build.Previous | None
 ) -> None:
-    source_path = pathlib.Path(source).absolute()
-    if source_path.is_dir() and output_path.is_relative_to(source_path):
+    source_path = pathlib.Path(source).resolve()
+    if source_path.is_dir() and output_path.resolve().is_relative_to(source_path):
         raise errors.ConfigError(
             f"--output={output_path}: lies in the input folder {source_path}, where the next build would take it for "
             "photos. Choose a folder outside."
         )
     if output_path.exists() and not output_path.is_dir():
         raise errors.ConfigError(f"--output={output_path}: is a file. Name a folder.")
-    if previous and output_path == pathlib.Path(previous.folder):
+    if not build_output.is_ours(output_path):
+        raise errors.ConfigError(
+            f"--output={output_path}: holds other files, and is no dataset. Name a new or an empty folder."
+        )
+    if previous and output_path.resolve() == pathlib.Path(previous.folder).resolve():
         raise errors.ConfigError(
             f"--output={output_path}: is the dataset that is appended to, which stays as it is. Choose a new folder."
         )
-    if (output_path / manifest.FILE_NAME).exists() and not overwrite:
-        raise errors.ConfigError(
-            f"--output={output_path}: already holds a complete dataset. Choose another folder, or add --overwrite."
-        )
+
+
+def _names(
+    aliases: str | os.PathLike[str] | None, brand_from: str | None, previous: finish_build.Previous | None
+) -> brands.Names:
+    """How to read brands; a dataset that is appended to passes its aliases on."""
+    found = brands.read_aliases(aliases) if aliases else {}
+    if previous:
+        for name, brand in found.items():
+            if name in previous.dataset.brands or previous.dataset.aliases.get(name, brand) != brand:
+                raise errors.ConfigError(f"--aliases={aliases}: {name!r} means another brand in {previous.folder}.")
+        found = previous.dataset.aliases | found
+    return brands.Names(found, brands.parse_pattern(brand_from) if brand_from else None)
 
 
 def _list(
@@ -246,7 +251,36 @@ def _list(
         spool_dir=work_path / "spool",
     )
     known = previous.dataset.brands if previous else ()
-    return sources.write_listing(photos, work_path / "listing", known_brands=known)
+    try:
+        return sources.write_listing(photos, work_path / "listing", known_brands=known)
+    except errors.CarbrandError:
+        if (output_path / manifest.FILE_NAME).exists():
+            shutil.rmtree(work_path)  # nothing but a complete dataset is to be there
+        raise
+
+
+def _settings(
+    output_path: pathlib.Path,
+    cache_dir: str | os.PathLike[str] | None,
+    listing: sources.Listing,
+    names: brands.Names,
+    choices: build_output.Choices | None,
+    sizing: sharded_writer.Sizing,
+    previous: finish_build.Previous | None,
+) -> build_output.Settings:
+    old = previous.dataset if previous else None
+    choices = build_output.Choices.of(old) if old else choices or build_output.Choices()
+    return build_output.Settings(
+        output_dir=str(output_path),
+        cache_dir=str(pathlib.Path(cache_dir or output_path / build_output.WORK_FOLDER / "cache").absolute()),
+        root=listing.root,
+        brands=_brands(listing, previous),
+        aliases=dict(sorted(names.aliases.items())),
+        given_splits=tuple(sorted({*listing.given_splits, *(old.given_splits if old else ())})),
+        has_groups=choices.group_by != "none" and (listing.has_groups or choices.group_by == "model" or bool(old)),
+        choices=choices,
+        sizing=sizing,
+    )
 
 
 def _brands(listing: sources.Listing, previous: finish_build.Previous | None) -> tuple[str, ...]:
@@ -269,7 +303,7 @@ def _reject_rows(checked: check_photos.Checked) -> Iterator[report.Row]:
             "rejected",
             {
                 "name": checked.name,
-                "uri": checked.photo.uri,
+                "uri": paths.shown(checked.photo.uri),
                 "brand": checked.photo.brand,
                 "reason": checked.rejection.reason,
                 "detail": checked.rejection.detail,
@@ -281,13 +315,28 @@ def _shard_row(written: sharded_writer.WrittenShard) -> report.Row:
     return "shard", {"name": written.shard.name, **dataclasses.asdict(written)}
 
 
-def _groups_of_shard(written: sharded_writer.WrittenShard, output_dir: str) -> Iterator[tuple[str, str]]:
-    """What the finished files say, not what the steps before meant to write."""
-    for row in catalogue.read(pathlib.Path(output_dir, catalogue.name_of(written.shard.name))):
-        yield row.group, written.split
+def _keys_of_shard(
+    written: sharded_writer.WrittenShard, settings: build_output.Settings
+) -> Iterator[tuple[int, bytes]]:
+    """What the finished file says, not what the steps before meant to write."""
+    shard, may_recur = written.shard, settings.choices.conflicts == "keep"
+    keys = leakage.Keys(written.split, written.number, shard.records, photos_may_recur=may_recur)
+    path = pathlib.Path(settings.output_dir, shard.name)
+    with path.open("rb") as file:
+        for number, payload in enumerate(records.read_all(file, where=str(path))):
+            record = records.parse(payload)
+            sha256, group = record["image/key/sha256"], record["image/group"]
+            assert isinstance(sha256, bytes)
+            assert isinstance(group, bytes)
+            keys.add(number, sha256=sha256, group=group)
+    yield from leakage.by_bucket(keys.array(), LEAK_BUCKETS)
 
 
-def _leak_rows(element: tuple[str, Iterable[str]]) -> Iterator[report.Row]:
-    group, splits = element[0], sorted(set(element[1]))
-    if len(splits) > 1:
-        yield "leak", {"name": group, "splits": splits}
+def _leak_rows(element: tuple[int, Iterable[bytes]]) -> Iterator[report.Row]:
+    keys = np.frombuffer(b"".join(element[1]), leakage.KEY_DTYPE)
+    for pair in leakage.find(keys):
+        places = [
+            {"split": manifest.SPLITS[key["split"]], "shard": int(key["shard"]), "record": int(key["record"])}
+            for key in pair[::-1]
+        ]
+        yield "leak", {"name": str(places), "is_group": bool(pair[0]["is_group"]), "places": places}

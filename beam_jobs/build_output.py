@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import pathlib
+import re
 import shutil
 from collections.abc import Iterator
 
@@ -10,7 +11,13 @@ from beam_jobs import sharded_writer
 from carbrand import checks, files
 from carbrand.data import duplicates, images, manifest, splits
 
-WORK_FOLDER = ".build"  # in the output folder, until the build is complete
+WORK_FOLDER = ".carbrand-build"  # in the output folder, until the build is complete
+
+_NUMBER = r"\d{5,}-of-\d{5,}"
+_SPLIT = f"({'|'.join(manifest.SPLITS)})"
+_OUTPUT = re.compile(
+    rf"carbrand-{_SPLIT}\.tfrecord-{_NUMBER}|photos-{_SPLIT}-{_NUMBER}\.jsonl|index-{_SPLIT}\.npy|\..*\.tmp"
+)
 GROUP_BY = ("group", "model", "none")
 
 
@@ -74,24 +81,26 @@ class Settings:
     cache_dir: str
     root: str
     brands: tuple[str, ...]
+    aliases: dict[str, str]
     given_splits: tuple[str, ...]
+    has_groups: bool
     choices: Choices
     sizing: sharded_writer.Sizing
 
     @property
     def work_dir(self) -> str:
         """For everything that a complete dataset does not need."""
-        return str(pathlib.Path(self.output_dir, WORK_FOLDER))
+        return f"{self.output_dir}/{WORK_FOLDER}"
 
     @property
     def index_dir(self) -> str:
         """For the parts of the index, one file per shard."""
-        return str(pathlib.Path(self.work_dir, "index"))
+        return f"{self.work_dir}/index"
 
     @property
     def report_dir(self) -> str:
         """For what the pipeline reports."""
-        return str(pathlib.Path(self.work_dir, "report"))
+        return f"{self.work_dir}/report"
 
     @property
     def spool_dir(self) -> pathlib.Path:
@@ -101,12 +110,19 @@ class Settings:
     @property
     def progress_path(self) -> str:
         """The file to which each step appends one byte per photo."""
-        return str(pathlib.Path(self.work_dir, "progress"))
+        return f"{self.work_dir}/progress"
 
     @property
     def split_rule(self) -> splits.Rule:
         """How groups are assigned to splits."""
         return splits.Rule(self.choices.fractions, self.choices.seed, self.given_splits)
+
+
+def is_ours(output_dir: pathlib.Path) -> bool:
+    """Whether a build may write there: the folder is new or empty, a dataset, or what a stopped build left."""
+    if not output_dir.exists() or not any(output_dir.iterdir()):
+        return True
+    return (output_dir / manifest.FILE_NAME).exists() or (output_dir / WORK_FOLDER / "lock").exists()
 
 
 @contextlib.contextmanager
@@ -122,8 +138,8 @@ def remove_old_output(settings: Settings) -> None:
     """Removes what an earlier build left, except the cache; the manifest first, so that nothing half looks complete."""
     output = pathlib.Path(settings.output_dir)
     (output / manifest.FILE_NAME).unlink(missing_ok=True)
-    for kind in ("carbrand-*.tfrecord-*", "photos-*.jsonl", "index-*.npy"):
-        for path in (*output.glob(kind), *output.glob(f".{kind}.*.tmp")):
+    for path in output.iterdir():
+        if _OUTPUT.fullmatch(path.name):
             path.unlink()
     for folder in (settings.index_dir, settings.report_dir):
         shutil.rmtree(folder, ignore_errors=True)

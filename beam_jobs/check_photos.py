@@ -1,6 +1,7 @@
 """Photos of a listing, or of a dataset to append to -> what later steps need to know, and pixels in the cache."""
 
 import dataclasses
+import itertools
 import json
 import os
 import pathlib
@@ -8,7 +9,7 @@ from collections.abc import Iterator
 
 from beam_jobs import build_output, progress, remote, runners
 from carbrand import errors, files
-from carbrand.data import cache, catalogue, images, manifest, records, sources
+from carbrand.data import cache, catalogue, images, manifest, paths, records, sources
 
 beam = runners.beam  # not imported here: runners keeps it quiet
 
@@ -28,6 +29,7 @@ class Checked:
         num_pixels: of the file.
         num_bytes: of the JPEG in the cache.
         old_split: in the dataset that is appended to, or "" for a new photo.
+        is_conflict: it was kept out of that dataset, being under several brands.
     """
 
     name: str
@@ -40,6 +42,18 @@ class Checked:
     num_pixels: int = 0
     num_bytes: int = 0
     old_split: str = ""
+    is_conflict: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class OldShard:
+    """A shard of the dataset that is appended to: where it is, and what tells it from others."""
+
+    folder: str
+    split: str
+    name: str
+    catalogue_sha256: str
+    fingerprint: str  # of the dataset
 
 
 class CheckPhotos(beam.PTransform):
@@ -68,18 +82,28 @@ class ReadOldPhotos(beam.PTransform):
     def __init__(self, folder: str, dataset: manifest.Manifest, settings: build_output.Settings) -> None:
         """Sets the dataset, on a disk that all workers share."""
         super().__init__()
-        self._shards = [(folder, split, shard.name) for split, part in dataset.splits.items() for shard in part.shards]
-        self._prefix = f"{dataset.fingerprint}:"
+        self._folder = folder
+        self._shards = [
+            OldShard(folder, split, shard.name, dataset.files[catalogue.name_of(shard.name)], dataset.fingerprint)
+            for split, part in dataset.splits.items()
+            for shard in part.shards
+        ]
         self._settings = settings
 
     def expand(self, begin: beam.Pipeline) -> beam.PCollection:
         """The steps."""
-        return (
+        kept = (
             begin
-            | "OldShards" >> beam.Create(self._shards)  # (folder, split, shard name)
-            | "SpreadShards" >> beam.Reshuffle()  # (folder, split, shard name)
-            | "ReadOld" >> beam.FlatMap(read_old, self._prefix, self._settings)  # Checked
+            | "OldShards" >> beam.Create(self._shards)  # OldShard
+            | "SpreadShards" >> beam.Reshuffle()  # OldShard
+            | "ReadOld" >> beam.FlatMap(read_old, self._settings)  # Checked
         )
+        conflicts = (
+            begin
+            | "OldFolder" >> beam.Create([self._folder])  # path
+            | "ReadConflicts" >> beam.FlatMap(read_old_conflicts)  # Checked
+        )
+        return (kept, conflicts) | "KeptAndConflicts" >> beam.Flatten()  # Checked
 
 
 def check(photo: sources.Photo, settings: build_output.Settings) -> Checked:
@@ -94,7 +118,7 @@ def check(photo: sources.Photo, settings: build_output.Settings) -> Checked:
         content = _read(photo, settings)
     except errors.NotFoundError:  # a table may name what is no longer there
         count_one(settings, progress.REJECTED)
-        return Checked(name, photo, "", "", cache.Rejection("not_found", "no such file"))
+        return Checked(name, photo, "", "", cache.Rejection("not_found", "no regular file of this name"))
     sha256 = files.sha256(content)
     choices = settings.choices
     key = images.cache_key(sha256, resize_short_px=choices.resize_short_px, jpeg_quality=choices.jpeg_quality)
@@ -109,22 +133,28 @@ def check(photo: sources.Photo, settings: build_output.Settings) -> Checked:
     return _usable(name, photo, sha256, key, entry, column_group(photo, choices.group_by) or sha256)
 
 
-def read_old(shard: tuple[str, str, str], prefix: str, settings: build_output.Settings) -> Iterator[Checked]:
-    """(folder, split, shard name) -> its photos; their JPEGs go to the cache.
+def read_old(shard: OldShard, settings: build_output.Settings) -> Iterator[Checked]:
+    """The photos of a shard; their JPEGs go to the cache.
 
     Raises:
-        DataError: if the shard is damaged.
+        DataError: if the shard or its catalogue is missing or damaged.
     """
-    folder, split, name = shard
-    path = pathlib.Path(folder, name)
+    path = pathlib.Path(shard.folder, shard.name)
+    catalogue_path = path.with_name(catalogue.name_of(shard.name))
+    damaged = errors.DataError(
+        f"{path}: is not what was written, or its catalogue is not. `carbrand verify {shard.folder}` says what differs."
+    )
+    if not path.exists() or not catalogue_path.exists():
+        raise damaged
+    if files.sha256_of_file(catalogue_path) != shard.catalogue_sha256:
+        raise damaged
     with path.open("rb") as file:
-        for row, payload in zip(
-            catalogue.read(path.with_name(catalogue.name_of(name))),
-            records.read_all(file, where=str(path)),
-            strict=True,
-        ):
-            encoded = records.parse(payload)["image/encoded"]
-            assert isinstance(encoded, bytes)
+        payloads = records.read_all(file, where=str(path))
+        for row, payload in itertools.zip_longest(catalogue.read(catalogue_path), payloads):
+            record = records.parse(payload) if row and payload else {}
+            encoded = record.get("image/encoded")
+            if not isinstance(encoded, bytes) or record["image/key/sha256"] != row.sha256.encode():
+                raise damaged
             entry = images.NormalisedImage(
                 encoded=encoded,
                 height=row.height,
@@ -134,12 +164,24 @@ def read_old(shard: tuple[str, str, str], prefix: str, settings: build_output.Se
                 perceptual_hash=row.perceptual_hash,
                 mean_rgb=row.mean_rgb,
             )
-            key = files.sha256((prefix + row.sha256 + row.brand).encode())
+            key = old_cache_key(shard.fingerprint, row.sha256)
             if cache.load(settings.cache_dir, key) is None:
                 cache.store(settings.cache_dir, key, entry)
             count_one(settings, progress.CHECKED)
             checked = _usable(row.name, _photo_of(row), row.sha256, key, entry, row.group)
-            yield dataclasses.replace(checked, old_split=split)
+            yield dataclasses.replace(checked, old_split=shard.split)
+
+
+def read_old_conflicts(folder: str) -> Iterator[Checked]:
+    """The photos that were kept out of a dataset for being under several brands: so are exact copies of them."""
+    for row in files.read_jsonl(pathlib.Path(folder, manifest.CONFLICTS)):
+        photo = sources.Photo(row["uri"], row["brand"], row["brand"])
+        yield Checked(row["name"], photo, row["sha256"], "", is_conflict=True)
+
+
+def old_cache_key(fingerprint: str, sha256: str) -> str:
+    """Names a photo of the dataset with this fingerprint: another version may have normalised it otherwise."""
+    return files.sha256(f"{fingerprint}:{sha256}".encode())
 
 
 def row_of(checked: Checked, entry: images.NormalisedImage) -> catalogue.Row:
@@ -147,7 +189,7 @@ def row_of(checked: Checked, entry: images.NormalisedImage) -> catalogue.Row:
     photo = checked.photo
     return catalogue.Row(
         name=checked.name,
-        uri=photo.uri,
+        uri=paths.shown(photo.uri),
         brand=photo.brand,
         label=photo.label,
         model=photo.model,

@@ -4,15 +4,21 @@ Exact copies meet by the hash of their bytes. Near copies meet in buckets of sim
 their pixels, so that no two photos are compared without a reason.
 """
 
+import dataclasses
+import functools
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from beam_jobs import build_output, check_photos, report, runners
+import numpy as np
+
+from beam_jobs import build_output, check_photos, progress, report, runners
 from carbrand import errors
-from carbrand.data import cache, duplicates, images, near_duplicates
+from carbrand.data import cache, duplicates, images, near_duplicates, paths
 
 beam = runners.beam  # not imported here: runners keeps it quiet
 Checked = check_photos.Checked
+
+MAX_CONFIRMED = 30  # candidates of one photo: thousands of shots in one pose would take hours; the most alike are tried
 
 Files = tuple[Checked, ...]  # with equal bytes, in a fixed order; named by the cache key of the first
 
@@ -24,7 +30,7 @@ class FindCopies(beam.PTransform):
         """Sets the policy, and the cache with the pixels."""
         super().__init__()
         self._policy = settings.choices.policy
-        self._cache_dir = settings.cache_dir
+        self._settings = settings
 
     def expand(self, checked: beam.PCollection) -> beam.PCollection:
         """The steps."""
@@ -32,7 +38,7 @@ class FindCopies(beam.PTransform):
             checked
             | "WithHash" >> beam.FlatMap(_with_hash)  # (hash of the file, Checked)
             | "GroupHash" >> beam.GroupByKey()  # (hash of the file, [Checked])
-            | "ExactCopies" >> beam.Map(_exact_copies)  # (name, Files)
+            | "ExactCopies" >> beam.FlatMap(_exact_copies)  # (name, Files)
         )
         same_photo = (
             same_bytes | "OneByOne" >> beam.Map(_one_by_one)  # [Files]
@@ -49,7 +55,7 @@ class FindCopies(beam.PTransform):
             | "GroupBuckets" >> beam.GroupByKey()  # (bucket, [(name, signature)])
             | "Candidates" >> beam.FlatMap(_candidates)  # (name, name)
             | "GroupCandidates" >> beam.GroupByKey()  # (name, [name])
-            | "Confirm" >> beam.FlatMap(_confirm, self._cache_dir)  # (name, name)
+            | "Confirm" >> beam.FlatMap(_confirm, self._settings)  # (name, name)
             | "LinksTogether" >> beam.Map(with_one_key)  # ("", (name, name))
             | "GroupLinks" >> beam.GroupByKey()  # ("", [(name, name)])
             | "Clusters" >> beam.FlatMap(connect)  # (name, cluster)
@@ -76,9 +82,8 @@ def rows_of(resolution: duplicates.Resolution) -> Iterator[report.Row]:
     for copy in resolution.kept[1:]:
         if not copy.is_old:
             yield _duplicate_row(copy, resolution.kept[0], dropped=False)
-    brands = {copy.brand for copy in (*resolution.kept, *resolution.conflicts)}
     for copy in resolution.conflicts:
-        yield "conflict", _row(copy) | {"other_brands": sorted(brands - {copy.brand})}
+        yield "conflict", _row(copy) | {"other_brands": [brand for brand in resolution.brands if brand != copy.brand]}
 
 
 def with_one_key(value: Any) -> tuple[str, Any]:
@@ -96,10 +101,13 @@ def _with_hash(checked: Checked) -> Iterator[tuple[str, Checked]]:
         yield checked.sha256, checked
 
 
-def _exact_copies(element: tuple[str, Iterable[Checked]]) -> tuple[str, Files]:
-    # Old ones first: their pixels lie in the cache under a name of their own.
-    ordered = tuple(sorted(element[1], key=lambda one: (not one.old_split, one.name, one.photo.brand)))
-    return ordered[0].cache_key, ordered
+def _exact_copies(element: tuple[str, Iterable[Checked]]) -> Iterator[tuple[str, Files]]:
+    # Old ones first: their pixels lie in the cache under a name of their own; those of old conflicts do not.
+    ordered = sorted(
+        element[1], key=lambda one: (one.is_conflict, not one.old_split, one.name, dataclasses.astuple(one.photo))
+    )
+    if not ordered[0].is_conflict:
+        yield ordered[0].cache_key, tuple(ordered)
 
 
 def _one_by_one(element: tuple[str, Files]) -> list[Files]:
@@ -117,15 +125,20 @@ def _candidates(element: tuple[bytes, Iterable[tuple[str, bytes]]]) -> list[tupl
     return near_duplicates.candidate_pairs(element[1])
 
 
-def _confirm(element: tuple[str, Iterable[str]], cache_dir: str) -> Iterator[tuple[str, str]]:
+def _confirm(element: tuple[str, Iterable[str]], settings: build_output.Settings) -> Iterator[tuple[str, str]]:
     name, others = element
-    thumbnail = _thumbnail(cache_dir, name)
-    for other in sorted(set(others)):
-        if near_duplicates.are_copies(thumbnail, _thumbnail(cache_dir, other)):
+    thumbnail = _thumbnail(settings.cache_dir, name)
+    candidates = [(other, _thumbnail(settings.cache_dir, other)) for other in sorted(set(others))]
+    if len(candidates) > MAX_CONFIRMED:
+        candidates.sort(key=lambda one: -near_duplicates.coarse_similarity(thumbnail, one[1]))
+    for other, other_thumbnail in candidates[:MAX_CONFIRMED]:
+        if near_duplicates.are_copies(thumbnail, other_thumbnail):
             yield name, other
+    check_photos.count_one(settings, progress.COMPARED)
 
 
-def _thumbnail(cache_dir: str, key: str) -> Any:
+@functools.lru_cache(maxsize=4096)  # 16 MB: photos of one studio are asked for again and again
+def _thumbnail(cache_dir: str, key: str) -> np.ndarray:
     entry = cache.load(cache_dir, key)
     if not isinstance(entry, images.NormalisedImage):
         raise errors.BuildError(f"{cache_dir}: the cached photo {key} is gone or damaged. Run the same command again.")
@@ -160,6 +173,8 @@ def _copy(checked: Checked) -> duplicates.Copy:
         num_pixels=checked.num_pixels,
         split=checked.photo.split,
         is_old=bool(checked.old_split),
+        is_conflict=checked.is_conflict,
+        tie=dataclasses.astuple(checked.photo),
         source=checked,
     )
 
@@ -168,7 +183,7 @@ def _row(copy: duplicates.Copy) -> dict[str, Any]:
     checked = copy.source
     return {
         "name": copy.name,
-        "uri": checked.photo.uri,
+        "uri": paths.shown(checked.photo.uri),
         "brand": copy.brand,
         "sha256": copy.sha256,
         "group": checked.group,

@@ -3,6 +3,7 @@
 import collections
 import dataclasses
 import heapq
+import itertools
 import os
 import pathlib
 import shutil
@@ -12,13 +13,17 @@ from typing import Any
 import numpy as np
 
 import carbrand
-from beam_jobs import build_output, report, sharded_writer
+from beam_jobs import build_output, check_photos, report, sharded_writer
 from carbrand import errors, files
-from carbrand.data import brands, cache, catalogue, images, manifest, page, records, sources
+from carbrand.data import brands, cache, catalogue, images, manifest, page, records, sources, verify
 
-REJECTS, DUPLICATES, CONFLICTS, PAGE = "rejects.jsonl", "duplicates.jsonl", "conflicts.jsonl", "dataset.html"
-
-_REPORTS = {"rejected": REJECTS, "duplicate": DUPLICATES, "conflict": CONFLICTS}
+_SHOWN = 20  # of the names in one line of the summary
+_REPORTS = {
+    "rejected": manifest.REJECTS,
+    "duplicate": manifest.DUPLICATES,
+    "conflict": manifest.CONFLICTS,
+    "moved": manifest.MOVED,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +39,7 @@ class Finished:
     """A complete dataset, and what people should hear about it besides what its manifest says."""
 
     dataset: manifest.Manifest
-    num_moved: int  # old photos that had to change their split
+    num_moved: int  # photos that are not in the split that they had, or that the source gives
     num_crossing: int  # copies that the source puts into different splits
 
 
@@ -60,12 +65,12 @@ def run(
         _check_sum(counts)
         _check_brands(settings, splits)
         _check_rejects(settings, counts, max_reject_fraction)
-        _check_leaks(settings)
+        _check_leaks(settings, splits)
     except errors.CarbrandError:
         build_output.remove_old_output(settings)
         raise
     built = _manifest(settings, listing, previous, splits, counts, shards)
-    files.write_text(pathlib.Path(settings.output_dir, PAGE), _page(settings, built))
+    files.write_text(pathlib.Path(settings.output_dir, manifest.PAGE), _page(settings, previous, built))
     built = manifest.write(settings.output_dir, built)
     num_moved = sum(1 for _ in report.read(settings.report_dir, "moved"))
     shutil.rmtree(settings.work_dir)
@@ -85,17 +90,23 @@ def summary(finished: Finished, output_dir: str) -> str:
         lines += [f"{brand:20}" + "".join(f"{part.brand_counts[label]:12}" for part in built.splits.values())]
     lines += [f"{'all':20}" + "".join(f"{part.num_examples:12}" for part in built.splits.values())]
     lines += [f"{'shards':20}" + "".join(f"{len(part.shards):12}" for part in built.splits.values())]
-    lines += [f"Are these one brand? {first}, {second}. See --aliases." for first, second in built.near_misses]
-    lines += [
-        f"{brand}: no photo in train, so that it cannot be learned."
-        for brand, count in zip(built.brands, built.splits["train"].brand_counts, strict=True)
-        if not count
-    ]
+    pairs = [f"{first}, {second}" for first, second in built.near_misses]
+    lines += [f"Are these one brand? {_some(pairs, '; ')}. See --aliases."] if pairs else []
+    for name, part in built.splits.items():
+        missing = [brand for brand, count in zip(built.brands, part.brand_counts, strict=True) if not count]
+        if missing and built.fractions[manifest.SPLITS.index(name)]:
+            lines += [f"No photo in {name}: {_some(missing, ', ')}."]
     if finished.num_crossing:
         lines += [f"{finished.num_crossing} copies lie in other splits of the source than the photo that was kept."]
     if finished.num_moved:
-        lines += [f"{finished.num_moved} photos changed their split: new photos joined their groups."]
-    return "\n".join([*lines, f"Wrote {output_dir}, fingerprint {built.fingerprint[:12]}; look at {PAGE}"])
+        lines += [
+            f"{finished.num_moved} photos left the split that they had, to join their groups; see {manifest.MOVED}."
+        ]
+    return "\n".join([*lines, f"Wrote {output_dir}, fingerprint {built.fingerprint[:12]}; look at {manifest.PAGE}"])
+
+
+def _some(words: list[str], separator: str) -> str:
+    return separator.join(words[:_SHOWN]) + (f" and {len(words) - _SHOWN} more" if len(words) > _SHOWN else "")
 
 
 def _write_reports(settings: build_output.Settings, previous: Previous | None) -> tuple[dict[str, Any], int]:
@@ -109,7 +120,7 @@ def _write_reports(settings: build_output.Settings, previous: Previous | None) -
         for row in rows:
             if kind == "rejected":
                 reasons[row["reason"]] += 1
-            else:
+            elif kind in counts:
                 counts[kind] += row.get("dropped", True)
             crossing += len({row.get("split"), row.get("kept_split")} - {"", None}) == 2
             yield row
@@ -123,12 +134,16 @@ def _write_reports(settings: build_output.Settings, previous: Previous | None) -
 
 
 def _join_split(settings: build_output.Settings, name: str, shards: list[dict[str, Any]]) -> manifest.Split:
-    """Joins the parts of a split's index into one file."""
+    """Joins the parts of a split's index into one file, part by part."""
     rows = [row for row in shards if row["split"] == name]
-    parts = [np.load(pathlib.Path(settings.index_dir, sharded_writer.index_part(name, row["number"]))) for row in rows]
-    index = np.concatenate([np.zeros(0, records.INDEX_DTYPE), *parts])
-    files.write_bytes(pathlib.Path(settings.output_dir, manifest.index_name(name)), manifest.index_bytes(index))
-    brand_counts = np.bincount(index["label"], minlength=len(settings.brands))
+    brand_counts = np.zeros(len(settings.brands), np.int64)
+    with files.atomic_writer(pathlib.Path(settings.output_dir, manifest.index_name(name))) as file:
+        num_records = sum(row["shard"]["records"] for row in rows)
+        np.lib.format.write_array_header_1_0(file, manifest.index_header(num_records))
+        for row in rows:
+            part = np.load(pathlib.Path(settings.index_dir, sharded_writer.index_part(name, row["number"])))
+            brand_counts += np.bincount(part["label"], minlength=len(settings.brands))
+            file.write(part.tobytes())
     return manifest.Split(tuple(manifest.Shard(**row["shard"]) for row in rows), tuple(brand_counts.tolist()))
 
 
@@ -147,14 +162,19 @@ def _check_brands(settings: build_output.Settings, splits: dict[str, manifest.Sp
         if count == 0:
             reasons = collections.Counter(
                 row.get("reason", "the same photo under several brands")
-                for name in (REJECTS, CONFLICTS)
+                for name in (manifest.REJECTS, manifest.CONFLICTS)
                 for row in files.read_jsonl(pathlib.Path(settings.output_dir, name))
                 if row["brand"] == brand
             )
             raise errors.DataError(
-                f"{brand}: no photo of this brand can be used ({_by_reason(reasons)}); see {REJECTS} and {CONFLICTS} "
-                f"in {settings.output_dir}. Add photos, or remove its folder."
+                f"{brand}: no photo of this brand can be used ({_by_reason(reasons)}); see {manifest.REJECTS} and "
+                f"{manifest.CONFLICTS} in {settings.output_dir}. Add photos, or take the brand out of the source."
             )
+    if not splits["train"].num_examples:
+        raise errors.DataError(
+            f"{settings.output_dir}: no photo is left to train on: all groups lie in the other splits. Correct the "
+            "source's split column, choose another --group_by or --seed, or add photos."
+        )
 
 
 def _check_rejects(settings: build_output.Settings, counts: dict[str, Any], max_reject_fraction: float) -> None:
@@ -162,21 +182,32 @@ def _check_rejects(settings: build_output.Settings, counts: dict[str, Any], max_
     if rejected > max_reject_fraction * counts["seen"]:
         raise errors.GateError(
             f"{rejected} of {counts['seen']} files are rejected ({_by_reason(counts['rejected'])}), more than "
-            f"--max_reject_fraction={max_reject_fraction:g}; see {settings.output_dir}/{REJECTS}. "
+            f"--max_reject_fraction={max_reject_fraction:g}; see {settings.output_dir}/{manifest.REJECTS}. "
             "Remove them, or raise --max_reject_fraction."
         )
 
 
-def _check_leaks(settings: build_output.Settings) -> None:
-    """The leakage gate: what the finished shards hold of one group must lie in one split."""
+def _check_leaks(settings: build_output.Settings, splits: dict[str, manifest.Split]) -> None:
+    """The leakage gate: no photo may stand twice in the finished shards, and no group in two splits."""
     leaks = list(report.read(settings.report_dir, "leak"))
-    if leaks:
-        first = leaks[0]
-        raise errors.GateError(
-            f"{len(leaks)} groups lie in several splits, for example {first['name']} in "
-            f"{' and '.join(first['splits'])}: the source's own splits tear them apart. Correct its split column, "
-            "choose --near_duplicates keep_one, or choose another --group_by."
-        )
+    if not leaks:
+        return
+    first = leaks[0]
+    rows = [_row_at(settings, splits, **place) for place in first["places"]]
+    where = " and ".join(f"{row.name} in {place['split']}" for row, place in zip(rows, first["places"], strict=True))
+    if not first["is_group"]:
+        raise errors.BuildError(f"the pipeline doubled photos: {where}. Build with --workers 1, and report this.")
+    raise errors.GateError(
+        f"groups lie in several splits ({len(leaks)} times), for example {rows[0].group}: {where}. The source's own "
+        "splits tear them apart: correct its split column, choose --near_duplicates keep_one, or another --group_by."
+    )
+
+
+def _row_at(
+    settings: build_output.Settings, splits: dict[str, manifest.Split], split: str, shard: int, record: int
+) -> catalogue.Row:
+    path = pathlib.Path(settings.output_dir, catalogue.name_of(splits[split].shards[shard].name))
+    return next(itertools.islice(catalogue.read(path), record, None))
 
 
 def _by_reason(reasons: dict[str, int]) -> str:
@@ -204,27 +235,69 @@ def _manifest(
         previous=old.fingerprint if old else "",
         brands=settings.brands,
         labels=labels,
+        aliases=settings.aliases,
         near_misses=[list(pair) for pair in brands.near_misses(dict(zip(settings.brands, brand_counts, strict=True)))],
         splits=splits,
         **dataclasses.asdict(settings.choices),
+        given_splits=settings.given_splits,
         counts=counts,
         statistics=catalogue.statistics([row["sums"] for row in shards]),
         source={"root": listing.root, "fingerprint": listing.fingerprint},
         files={catalogue.name_of(row["shard"]["name"]): row["catalogue_sha256"] for row in shards},
         fingerprint=manifest.fingerprint_of(settings.brands, splits),
-        command=f"carbrand build{' --append' if old else ''} {settings.choices.command}",
+        command=_command(settings, previous),
     )
 
 
-def _page(settings: build_output.Settings, built: manifest.Manifest) -> str:
+def _page(settings: build_output.Settings, previous: Previous | None, built: manifest.Manifest) -> str:
+    # What lies in the cache from other builds must not show: equal builds have equal pages.
+    names = (row["sha256"] for kind in ("duplicate", "conflict") for row in report.read(settings.report_dir, kind))
+    new = {int(name[:16], 16) for name in names} if previous else set()
+
     def image_of(sha256: str) -> bytes | None:
-        key = images.cache_key(sha256, resize_short_px=built.resize_short_px, jpeg_quality=built.jpeg_quality)
-        entry = cache.load(settings.cache_dir, key)
-        return entry.encoded if isinstance(entry, images.NormalisedImage) else None
+        keys = [images.cache_key(sha256, resize_short_px=built.resize_short_px, jpeg_quality=built.jpeg_quality)]
+        if previous:
+            keys = keys if int(sha256[:16], 16) in new else []
+            keys.append(check_photos.old_cache_key(previous.dataset.fingerprint, sha256))
+        entries = (cache.load(settings.cache_dir, key) for key in keys)
+        return next((entry.encoded for entry in entries if isinstance(entry, images.NormalisedImage)), None)
 
     return page.render(settings.output_dir, built, image_of)
 
 
+def already_complete(
+    settings: build_output.Settings, listing: sources.Listing, previous: Previous | None
+) -> manifest.Manifest:
+    """The dataset that an earlier build with the same arguments has completed.
+
+    Raises:
+        ConfigError: if the one that is there was built from other photos, or otherwise.
+    """
+    shutil.rmtree(settings.work_dir)
+    built = manifest.load(settings.output_dir)
+    expected = (listing.fingerprint, _command(settings, previous), previous.dataset.fingerprint if previous else "")
+    if (built.source["fingerprint"], built.command, built.previous) != expected:
+        raise errors.ConfigError(
+            f"--output={settings.output_dir}: already holds a complete dataset. Choose another folder, or add "
+            "--overwrite."
+        )
+    print(f"{settings.output_dir}: is complete already; to build it again, add --overwrite.")
+    return built
+
+
+def _command(settings: build_output.Settings, previous: Previous | None) -> str:
+    append = " --append" if previous else ""
+    return f"carbrand build{append} {settings.choices.command}{settings.sizing.command}"
+
+
 def load_previous(folder: str | os.PathLike[str]) -> Previous:
-    """The dataset in `folder`, to append to."""
-    return Previous(str(pathlib.Path(folder).absolute()), manifest.load(folder))
+    """The dataset in `folder`, to append to.
+
+    Raises:
+        DataError: if it is damaged, as far as that shows without reading the shards.
+    """
+    built = manifest.load(folder)
+    verify.check_quickly(folder, max_hash_bytes=0)
+    for problem in verify.check_folder(pathlib.Path(folder), built):
+        raise errors.DataError(f"{folder}: {problem}. Restore it; `carbrand verify {folder}` says all that differs.")
+    return Previous(str(pathlib.Path(folder).absolute()), built)

@@ -1,5 +1,6 @@
 """How far a pipeline is: one byte per photo and step in a file, polled by the process that started the pipeline."""
 
+import collections
 import contextlib
 import logging
 import pathlib
@@ -10,7 +11,7 @@ from collections.abc import Iterator
 
 import tqdm
 
-CHECKED, REJECTED, WRITTEN = b"c", b"r", b"w"  # what a byte of the file says
+CHECKED, REJECTED, COMPARED, WRITTEN = b"c", b"r", b"n", b"w"  # what a byte of the file says
 
 _LOG = logging.getLogger("carbrand.build")
 _POLL_S = 0.5
@@ -34,34 +35,33 @@ def shown(path: str, num_photos: int) -> Iterator[None]:
 
 
 def _follow(path: pathlib.Path, bar: tqdm.tqdm, ended: threading.Event) -> None:
-    rejected = written = 0
+    counts: collections.Counter[int] = collections.Counter()
     started = logged = time.monotonic()
-    done = 0
     with path.open("rb") as file:
         is_last = False
         while not is_last:
             is_last = ended.wait(timeout=_POLL_S)
-            new = file.read()
-            rejected += new.count(REJECTED)
-            written += new.count(WRITTEN)
-            done += new.count(CHECKED) + new.count(REJECTED)
-            _show(bar, done, rejected, written)
+            counts.update(file.read())
+            # A step that ran twice counts twice.
+            done = min(counts[CHECKED[0]] + counts[REJECTED[0]], bar.total or 0)
+            bar.update(done - bar.n)
+            bar.set_postfix_str(_rest(counts), refresh=False)
             if bar.disable and not sys.stderr.isatty() and time.monotonic() - logged >= _LOG_EVERY_S:
                 logged = time.monotonic()
-                _LOG.info(line(done, bar.total or 0, rejected, written, logged - started))
+                _LOG.info(line(done, bar.total or 0, logged - started, _rest(counts)))
 
 
-def _show(bar: tqdm.tqdm, done: int, rejected: int, written: int) -> None:
-    total = bar.total or 0
-    # A step that ran twice counts twice.
-    bar.update(min(done, total) - bar.n)
-    bar.set_postfix_str(f"{rejected} rejected" + (f", {written} written" if written else ""), refresh=False)
+def _rest(counts: collections.Counter[int]) -> str:
+    """For example "3 rejected, 20 compared, 100 written"."""
+    rest = [f"{counts[REJECTED[0]]} rejected"]
+    rest += [
+        f"{counts[what[0]]} {word}" for what, word in ((COMPARED, "compared"), (WRITTEN, "written")) if counts[what[0]]
+    ]
+    return ", ".join(rest)
 
 
-def line(done: int, total: int, rejected: int, written: int, seconds: float) -> str:
-    """For example "checked 500 of 2000 photos, 3 rejected, 50.0 photos/s, 30 s left"."""
-    if written:
-        return f"checked {done} of {total} photos, {rejected} rejected; {written} written"
+def line(done: int, total: int, seconds: float, rest: str) -> str:
+    """For example "checked 500 of 2000 photos, 50.0 photos/s, 30 s left; 3 rejected"."""
     rate = done / seconds
-    left = f"{(total - done) / rate:.0f} s left" if done else "no estimate yet"
-    return f"checked {done} of {total} photos, {rejected} rejected, {rate:.1f} photos/s, {left}"
+    left = f", {rate:.1f} photos/s, {(total - done) / rate:.0f} s left" if 0 < done < total else ""
+    return f"checked {done} of {total} photos{left}; {rest}"

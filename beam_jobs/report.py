@@ -18,7 +18,7 @@ beam = runners.beam  # not imported here: runners keeps it quiet
 
 Row = tuple[str, dict[str, Any]]  # a kind, and a JSON object with a "name"
 
-_PARTS = 16  # per kind, so that no step holds all rows
+_PARTS = 256  # per kind, so that no step holds all rows
 
 
 class WriteRows(beam.PTransform):
@@ -53,7 +53,7 @@ def order(row: dict[str, Any]) -> tuple[str, str]:
 def _with_part(row: Row) -> tuple[str, dict[str, Any]]:
     kind, content = row
     part = hashlib.sha256(content["name"].encode()).digest()[0] % _PARTS
-    return f"{kind}-{part:02d}.jsonl", content
+    return f"{kind}-{part:03d}.jsonl", content
 
 
 def _write_part(element: tuple[str, Iterable[dict[str, Any]]], folder: str | os.PathLike[str]) -> None:

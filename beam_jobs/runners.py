@@ -21,6 +21,7 @@ from apache_beam.transforms import environments  # noqa: E402
 
 logging.disable(logging.NOTSET)
 
+from beam_jobs import local_worker  # noqa: E402
 from carbrand import errors  # noqa: E402
 
 LOCAL_RUNNER = "FnApiRunner"
@@ -147,6 +148,7 @@ def _runner(options: PipelineOptions, folder: str) -> fn_runner.FnApiRunner | No
         return None
     if options.view_as(DirectOptions).direct_num_workers == 1:
         return fn_runner.FnApiRunner()
+    local_worker.share_one_heap()  # this process holds what all workers exchange
     # As --direct_running_mode=multi_processing, whose workers write every step they take to stderr.
     log = shlex.quote(os.path.join(folder, "workers.log"))  # noqa: PTH118
     command = f"exec {shlex.quote(sys.executable)} -m beam_jobs.local_worker {os.getpid()} 2>>{log}"

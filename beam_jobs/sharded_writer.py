@@ -69,6 +69,14 @@ class Sizing:
     shard_bytes: int = SHARD_BYTES
     num_readers: int = 1
 
+    @property
+    def command(self) -> str:
+        """The options of `carbrand build` that stand for this, but for defaults."""
+        options = [f"--num_shards {self.num_train_shards}"] if self.num_train_shards is not None else []
+        options += [f"--shard_mib {self.shard_bytes // 2**20}"] if self.shard_bytes != SHARD_BYTES else []
+        options += [f"--readers {self.num_readers}"] if self.num_readers != 1 else []
+        return "".join(f" {option}" for option in options)
+
     def num_shards(self, sizes: dict[str, int], num_bytes: dict[str, int]) -> dict[str, int]:
         """How many shards each split gets: at least one, and at most one per record.
 
@@ -146,23 +154,20 @@ class WriteShards(beam.PTransform):
 
     def expand(self, pcoll: beam.PCollection) -> beam.PCollection:
         """The steps."""
-        buckets = (
-            pcoll
-            | "Bucket" >> beam.Map(_with_bucket, self._seed)  # (bucket name, Record)
-            | "GroupBucket" >> beam.GroupByKey()  # (bucket name, [Record])
-            | "SortBucket" >> beam.Map(_sorted_bucket, self._seed)  # (bucket name, [Record])
-        )
+        records_by_bucket = pcoll | "Bucket" >> beam.Map(_with_bucket, self._seed)  # (bucket name, Record)
         plans = (
-            buckets
-            | "SizeOfBucket" >> beam.Map(_with_one_key)  # ("", _BucketSize)
+            records_by_bucket
+            | "SizeOfRecord" >> beam.Map(_num_bytes)  # (bucket name, bytes)
+            | "GroupBucket" >> beam.GroupByKey()  # (bucket name, [bytes])
+            | "SizeOfBucket" >> beam.Map(_bucket_size)  # ("", _BucketSize)
             | "GroupSizes" >> beam.GroupByKey()  # ("", [_BucketSize])
             | "Plan" >> beam.FlatMap(_plan, self._sizing)  # (bucket name, _Plan)
         )
         return (
-            (buckets, plans)
-            | "BucketsAndPlans" >> beam.Flatten()  # (bucket name, [Record] | _Plan)
-            | "JoinPlans" >> beam.GroupByKey()  # (bucket name, [[Record], _Plan])
-            | "Place" >> beam.FlatMap(_place)  # (shard name, _Placed)
+            (records_by_bucket, plans)
+            | "RecordsAndPlans" >> beam.Flatten()  # (bucket name, Record | _Plan)
+            | "JoinPlans" >> beam.GroupByKey()  # (bucket name, [Record | _Plan])
+            | "Place" >> beam.FlatMap(_place, self._seed)  # (shard name, _Placed)
             | "GroupShard" >> beam.GroupByKey()  # (shard name, [_Placed])
             | "WriteShard" >> beam.Map(_write_shard, self._output_dir, self._index_dir, self._encode)  # WrittenShard
         )
@@ -182,15 +187,15 @@ def _with_bucket(record: Record, seed: int) -> tuple[str, Record]:
     return f"{record.split}/{bucket:04d}", record
 
 
-def _sorted_bucket(element: tuple[str, Iterable[Record]], seed: int) -> tuple[str, list[Record]]:
-    name, members = element
-    return name, sorted(members, key=lambda record: (_order(record, seed), record.key))
+def _num_bytes(element: tuple[str, Record]) -> tuple[str, int]:
+    return element[0], element[1].num_bytes
 
 
-def _with_one_key(element: tuple[str, list[Record]]) -> tuple[str, _BucketSize]:
-    name, members = element
-    split, _, bucket = name.partition("/")
-    return "", _BucketSize(split, int(bucket), len(members), sum(record.num_bytes for record in members))
+def _bucket_size(element: tuple[str, Iterable[int]]) -> tuple[str, _BucketSize]:
+    """All of them get one key: there are at most `BUCKETS` per split."""
+    split, _, bucket = element[0].partition("/")
+    sizes = list(element[1])
+    return "", _BucketSize(split, int(bucket), len(sizes), sum(sizes))
 
 
 def _plan(element: tuple[str, Iterable[_BucketSize]], sizing: Sizing) -> Iterator[tuple[str, _Plan]]:
@@ -208,10 +213,11 @@ def _plan(element: tuple[str, Iterable[_BucketSize]], sizing: Sizing) -> Iterato
         yield f"{bucket.split}/{bucket.bucket:04d}", plan
 
 
-def _place(element: tuple[str, Iterable[list[Record] | _Plan]]) -> Iterator[tuple[str, _Placed]]:
+def _place(element: tuple[str, Iterable[Record | _Plan]], seed: int) -> Iterator[tuple[str, _Placed]]:
     joined = list(element[1])
     plan = next(part for part in joined if isinstance(part, _Plan))
-    bucket = next(part for part in joined if isinstance(part, list))
+    bucket = [part for part in joined if isinstance(part, Record)]
+    bucket.sort(key=lambda record: (_order(record, seed), record.key))
     for rank, record in enumerate(bucket, start=plan.first_rank):
         shard = rank * plan.num_shards // plan.num_records
         yield f"{record.split}/{shard}", _Placed(rank, shard, plan.num_shards, record)

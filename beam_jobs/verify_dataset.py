@@ -104,9 +104,7 @@ def _problems(scan: Scan) -> list[Problem]:
 
 
 def _buckets(scan: Scan, num_buckets: int) -> Iterator[tuple[int, bytes]]:
-    buckets = leakage.bucket_of(scan.keys, num_buckets)
-    for bucket in np.unique(buckets).tolist():
-        yield bucket, scan.keys[buckets == bucket].tobytes()
+    yield from leakage.by_bucket(scan.keys, num_buckets)
 
 
 def _leaks(element: tuple[int, Iterable[bytes]], folder: str, manifest_hash: str) -> list[Problem]:

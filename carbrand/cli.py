@@ -161,7 +161,9 @@ def _add_build(stages: argparse._SubParsersAction) -> None:
         metavar="REGEX",
         help=r"finds the brand in a label: '(?P<brand>\S+) (?P<model>.*)'",
     )
-    content = stage.add_argument_group("what the records hold (given again by --append)")
+    content = stage.add_argument_group(
+        "what the records hold (not together with --append, which keeps the old choices)"
+    )
     content.add_argument("--split", default=None, help="shares of train, validation, test (default: 0.8,0.1,0.1)")
     content.add_argument("--seed", type=int, default=None, help="of the splits and of the order (default: 0)")
     content.add_argument(
@@ -177,19 +179,23 @@ def _add_build(stages: argparse._SubParsersAction) -> None:
     content.add_argument(
         "--group_by", default=None, metavar="COLUMN", help="group (default), model or none: these stay in one split"
     )
-    content.add_argument("--num_shards", type=int, default=None, help="files of train, exactly (default: by size)")
-    content.add_argument("--shard_mib", type=int, default=None, help="size of a file, about (default: 128)")
-    content.add_argument("--readers", type=int, default=None, help="each gets two files or more (default: 1)")
-    content.add_argument(
-        "--max_reject_fraction", type=float, default=None, help="fail with exit 3 above (default: 0.1)"
-    )
+    shards = stage.add_argument_group("how the records are stored, and what is still accepted")
+    shards.add_argument("--num_shards", type=int, default=None, help="files of train, exactly (default: by size)")
+    shards.add_argument("--shard_mib", type=int, default=None, help="size of a file, about (default: 128)")
+    shards.add_argument("--readers", type=int, default=None, help="each gets two files or more (default: 1)")
+    shards.add_argument("--max_reject_fraction", type=float, default=None, help="fail with exit 3 above (default: 0.1)")
     stage.add_argument("--workers", type=int, default=None, help="processes here (default: by number of photos)")
     stage.usage = "carbrand build --input SRC --output DIR [options] [-- BEAM OPTIONS]"
     stage.set_defaults(handler=_build)
 
 
 def _build(options: argparse.Namespace) -> int:
+    for name in ("input", "output"):
+        if not getattr(options, name):
+            raise ConfigError(f"--{name} is empty. Name a place.")
     _need_beam("build")
+    if options.input.startswith("tfds:"):
+        _load_tensorflow()
     from beam_jobs import build_dataset, build_output
     from carbrand.data import splits
 
@@ -233,7 +239,7 @@ def _verify(options: argparse.Namespace) -> int:
     from carbrand.data import verify
 
     started = time.monotonic()
-    if options.workers or options.beam_arguments:
+    if options.workers is not None or options.beam_arguments:
         _need_beam("verify --workers")
         from beam_jobs import verify_dataset
 

@@ -72,7 +72,7 @@ def name_of(shard_name: str) -> str:
 
 def write(path: str | os.PathLike[str], rows: Iterable[Row]) -> str:
     """Writes one catalogue file atomically, and returns its SHA-256."""
-    return files.write_jsonl(path, (dataclasses.asdict(row) for row in rows))
+    return files.write_jsonl(path, map(vars, rows))
 
 
 def read(path: str | os.PathLike[str]) -> Iterator[Row]:

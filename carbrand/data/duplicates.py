@@ -25,6 +25,8 @@ class Copy:
         num_pixels: of the file; more is better.
         split: as the source gives it, or "".
         is_old: it is part of the dataset that is appended to: that decision stands.
+        is_conflict: it was kept out of that dataset, being under several brands: so are its copies.
+        tie: decides between copies that are equal in all else.
         source: whatever the caller wants to find again.
     """
 
@@ -33,7 +35,9 @@ class Copy:
     sha256: str
     num_pixels: int
     split: str
-    is_old: bool
+    is_old: bool = False
+    is_conflict: bool = False
+    tie: tuple[str, ...] = ()
     source: Any = dataclasses.field(default=None, compare=False)
 
 
@@ -56,11 +60,15 @@ class Policy:
 
 @dataclasses.dataclass(frozen=True)
 class Resolution:
-    """The outcome for all copies of one photo, which are either kept, left out for a kept one, or in conflict."""
+    """The outcome for all copies of one photo, which are either kept, left out for a kept one, or in conflict.
+
+    `brands` are all those under which it was seen, sorted.
+    """
 
     kept: list[Copy]
     left_out: list[tuple[Copy, Copy]]  # (copy, the one kept in its place)
     conflicts: list[Copy]
+    brands: list[str]
 
 
 def resolve(copies: Iterable[Copy], policy: Policy) -> Resolution:
@@ -70,12 +78,15 @@ def resolve(copies: Iterable[Copy], policy: Policy) -> Resolution:
     already part of a dataset stay; new ones of another brand are conflicts.
     """
     ordered = sorted(copies, key=_preference)
+    all_brands = sorted({copy.brand for copy in ordered})
+    is_conflict = any(copy.is_conflict for copy in ordered)
+    ordered = [copy for copy in ordered if not copy.is_conflict]
     old_brands = {copy.brand for copy in ordered if copy.is_old}
     brands = old_brands or {copy.brand for copy in ordered}
     if policy.conflicts == "keep":
         allowed = {copy.brand for copy in ordered}
     else:
-        allowed = brands if old_brands or len(brands) == 1 else set()
+        allowed = brands if old_brands or (len(brands) == 1 and not is_conflict) else set()
     kept: list[Copy] = []
     left_out = []
     for copy in ordered:
@@ -90,13 +101,13 @@ def resolve(copies: Iterable[Copy], policy: Policy) -> Resolution:
             kept.append(copy)
         else:
             left_out.append((copy, standing_for[0]))
-    return Resolution(kept, left_out, [copy for copy in ordered if copy.brand not in allowed])
+    return Resolution(kept, left_out, [copy for copy in ordered if copy.brand not in allowed], all_brands)
 
 
 def _preference(copy: Copy) -> tuple:
     """Old ones first, then those that the source holds out, then large ones; the rest makes the order total."""
     held_out = -manifest.SPLITS.index(copy.split) if copy.split else 1
-    return (not copy.is_old, held_out, -copy.num_pixels, copy.sha256, copy.name, copy.brand)
+    return (not copy.is_old, held_out, -copy.num_pixels, copy.sha256, copy.name, copy.brand, copy.tie)
 
 
 def components(links: Iterable[tuple[str, str]]) -> dict[str, str]:

@@ -4,6 +4,7 @@ Photos and groups are compared by 16-byte digests, so that even a large dataset'
 """
 
 import hashlib
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -61,6 +62,8 @@ def find(keys: np.ndarray) -> np.ndarray:
     return np.stack([after[is_leak], before[is_leak]], axis=1)
 
 
-def bucket_of(keys: np.ndarray, num_buckets: int) -> np.ndarray:
-    """The bucket of each of `keys`, [n] in 0..num_buckets: equal photos and groups are in one bucket."""
-    return keys["high"] % np.uint64(num_buckets)
+def by_bucket(keys: np.ndarray, num_buckets: int) -> Iterator[tuple[int, bytes]]:
+    """The keys, [n] of `KEY_DTYPE`, that fall into each bucket, as bytes: equal photos and groups are in one bucket."""
+    buckets = keys["high"] % np.uint64(num_buckets)
+    for bucket in np.unique(buckets).tolist():
+        yield bucket, keys[buckets == bucket].tobytes()

@@ -17,6 +17,7 @@ from carbrand.data import paths
 
 _LOG = logging.getLogger(__name__)
 
+_NOT_THERE = (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EISDIR, errno.ENXIO)
 _LOOP = "links that lead back to a folder they lie in"
 _NO_FILE = "entries that are no regular files (broken links, pipes, sockets or devices)"
 
@@ -53,18 +54,20 @@ def open(path: str) -> BinaryIO:
     """Opens a regular file for reading.
 
     Raises:
-        NotFoundError: if there is no such file.
-        DataError: if it may not be read, or it is no regular file.
+        NotFoundError: if there is no such regular file.
+        DataError: if it may not be read.
     """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a pipe would block until someone writes to it
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise errors.NotFoundError(f"{path}: no such file. Correct the path.") from error
     except PermissionError as error:
         raise errors.DataError(f"{path}: no permission to read it. Make it readable.") from error
+    except OSError as error:
+        if error.errno not in _NOT_THERE:
+            raise
+        raise errors.NotFoundError(f"{path}: no such file. Correct the path.") from error
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
-        raise errors.DataError(f"{path}: not a regular file. Name a file.")
+        raise errors.NotFoundError(f"{path}: not a regular file. Name a file.")
     return os.fdopen(descriptor, "rb")
 
 

@@ -17,6 +17,9 @@ from carbrand import errors, files
 from carbrand.data import records
 
 FILE_NAME = "manifest.json"
+# What was left out and why, photos that are in another split than before, and a page to look at.
+REJECTS, DUPLICATES, CONFLICTS, MOVED = "rejects.jsonl", "duplicates.jsonl", "conflicts.jsonl", "moved.jsonl"
+PAGE = "dataset.html"
 SPLITS = ("train", "validation", "test")
 
 # Where TFDS looks for the names of the nested ClassLabel; without it the brands are shown as '0', '1', …
@@ -58,6 +61,7 @@ class Manifest:
         previous: the fingerprint of the dataset it was appended to, or "".
         brands: in the order of the labels.
         labels: of each brand, as the source writes them, sorted.
+        aliases: other names of brands, normalised: name -> brand.
         near_misses: pairs of brands whose names are so alike that they may be one.
         splits: of "train", "validation" and "test"; a split without photos has no shards.
         resize_short_px: the longest short side stored, or None for photos stored at their own size.
@@ -67,6 +71,7 @@ class Manifest:
         near_duplicates: what was done with them: "keep_one", "keep_group" or "off".
         conflicts: what was done with a photo under several brands: "keep_out" or "keep".
         group_by: the source's column whose photos stay in one split: "group", "model" or "none".
+        given_splits: those that the source's own column names, sorted.
         counts: of photos: "seen", "kept", "duplicate", "conflict" and, by reason, "rejected".
         statistics: of the kept photos; see `catalogue.statistics`.
         source: "root", the folder that holds all photos, and "fingerprint", of their names and labels.
@@ -82,6 +87,7 @@ class Manifest:
     previous: str
     brands: tuple[str, ...]
     labels: dict[str, list[str]]
+    aliases: dict[str, str]
     near_misses: list[list[str]]
     splits: dict[str, Split]
     resize_short_px: int | None
@@ -91,6 +97,7 @@ class Manifest:
     near_duplicates: str
     conflicts: str
     group_by: str
+    given_splits: tuple[str, ...]
     counts: dict[str, Any]
     statistics: dict[str, Any]
     source: dict[str, str]
@@ -155,6 +162,12 @@ def index_bytes(index: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
+def index_header(num_records: int) -> dict[str, Any]:
+    """What the header of the index file of so many records says."""
+    empty = np.zeros(0, records.INDEX_DTYPE)
+    return np.lib.format.header_data_from_array_1_0(empty) | {"shape": (num_records,)}
+
+
 def write(folder: str | os.PathLike[str], manifest: Manifest) -> Manifest:
     """Makes `folder`, where all other files already are, a complete one: TFDS metadata, then manifest.json.
 
@@ -185,8 +198,8 @@ def _hashes(folder: pathlib.Path, manifest: Manifest) -> dict[str, str]:
 def _parse(path: pathlib.Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise errors.DataError(f"{path}: damaged ({error}). Run `carbrand build` again.") from error
+    except (ValueError, RecursionError, OSError) as error:
+        raise errors.DataError(f"{path}: cannot be read ({error}). Restore it, or build again.") from error
     version = content.get("format_version") if isinstance(content, dict) else None
     if version != records.FORMAT_VERSION:
         raise errors.DataError(
@@ -201,8 +214,8 @@ def _from_json(content: dict[str, Any], path: pathlib.Path) -> Manifest:
     try:
         splits = {name: _split_from_json(split) for name, split in content["splits"].items()}
         brands = tuple(content["brands"])
-        lists = {"brands": brands, "splits": splits, "fractions": tuple(content["fractions"])}
-        manifest = Manifest(**{**content, **lists})
+        tuples = {name: tuple(content[name]) for name in ("brands", "fractions", "given_splits")}
+        manifest = Manifest(**{**content, **tuples, "splits": splits})
     except (KeyError, TypeError, AttributeError) as error:
         raise errors.DataError(f"{path}: damaged ({error}). Run `carbrand build` again.") from error
     if not is_sound or manifest.fingerprint != fingerprint_of(brands, splits):

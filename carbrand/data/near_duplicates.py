@@ -128,7 +128,9 @@ def bucket_keys(signature: bytes) -> list[bytes]:
 def _unpack(signatures: list[bytes]) -> np.ndarray:
     """Spots [N, MAX_SPOTS] int64; 0 where there is none."""
     packed = np.frombuffer(b"".join(signatures), np.uint8).reshape(-1, MAX_SPOTS, 5)
-    return np.pad(packed, ((0, 0), (0, 0), (3, 0))).view(">i8")[:, :, 0].astype(np.int64)
+    padded = np.zeros((len(packed), MAX_SPOTS, 8), np.uint8)  # not np.pad, which takes ten times as long
+    padded[:, :, 3:] = packed
+    return padded.view(">i8")[:, :, 0].astype(np.int64)
 
 
 def _codes(spots: np.ndarray) -> np.ndarray:
@@ -228,6 +230,11 @@ def similarity(a: np.ndarray, b: np.ndarray) -> float:
     return max(_similarities(a, b))
 
 
+def coarse_similarity(a: np.ndarray, b: np.ndarray) -> float:
+    """Correlation in [-1, 1] of light and shade in two thumbnails, mirrored or not: what to try first of many."""
+    return max(_coarse_correlation(a, b), _coarse_correlation(a, b[:, ::-1]))
+
+
 def are_copies(a: np.ndarray, b: np.ndarray) -> bool:
     """Whether two thumbnails, as `similarity` takes them, show one photo."""
     return any(value >= MIN_SIMILARITY for value in _similarities(a, b))
@@ -238,7 +245,7 @@ def _similarities(a: np.ndarray, b: np.ndarray) -> Iterator[float]:
     _check_thumbnail(b)
     a, b = sorted((a, b), key=lambda thumbnail: thumbnail.tobytes())
     for other in (b, np.ascontiguousarray(b[:, ::-1])):
-        is_alike = _correlation(_coarse_structure(a), _coarse_structure(other)) >= _MIN_COARSE
+        is_alike = _coarse_correlation(a, other) >= _MIN_COARSE
         yield _aligned_correlation(a, other) if is_alike else -1.0
 
 
@@ -265,9 +272,9 @@ def _aligned_correlation(a: np.ndarray, b: np.ndarray) -> float:
     return _correlation(_fine_structure(a.astype(np.float32))[covered], _fine_structure(fitted)[covered])
 
 
-def _coarse_structure(grey: np.ndarray) -> np.ndarray:
-    """Where it is light and where dark: nearly the same for copies, before any alignment, and cheap to compare."""
-    return cv2.resize(grey, (8, 8), interpolation=cv2.INTER_AREA).astype(np.float32)
+def _coarse_correlation(a: np.ndarray, b: np.ndarray) -> float:
+    """Of where it is light and where dark: nearly the same in copies, before any alignment, and cheap to compare."""
+    return _correlation(*(cv2.resize(grey, (8, 8), interpolation=cv2.INTER_AREA).astype(np.float32) for grey in (a, b)))
 
 
 def _fine_structure(grey: np.ndarray) -> np.ndarray:

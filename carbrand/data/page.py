@@ -69,7 +69,7 @@ def render(folder: str | os.PathLike[str], built: manifest.Manifest, image_of: I
     """
     folder = pathlib.Path(folder)
     brands = brand_lines(built)
-    duplicates = folder / "duplicates.jsonl"
+    duplicates = folder / manifest.DUPLICATES
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("carbrand.data"),
         autoescape=True,
@@ -86,9 +86,9 @@ def render(folder: str | os.PathLike[str], built: manifest.Manifest, image_of: I
         brands=brands,
         samples=_samples(folder, built, [brand.name for brand in brands]),
         short_sides=_short_sides(built),
-        rejects=reject_examples(folder / "rejects.jsonl"),
+        rejects=reject_examples(folder / manifest.REJECTS),
         clusters=largest_clusters(duplicates),
-        conflicts=conflict_clusters(folder / "conflicts.jsonl"),
+        conflicts=conflict_clusters(folder / manifest.CONFLICTS),
         crossing=crossing_pairs(duplicates),
         thumbnail=functools.partial(_thumbnail_of, image_of),
     )

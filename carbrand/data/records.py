@@ -53,7 +53,7 @@ def encode(record: dict[str, bytes | int]) -> bytes:
     """
     if record.keys() != FEATURES.keys():
         raise ValueError(f"a record has the features {sorted(FEATURES)}. Received: {sorted(record)}")
-    entries = b"".join(_field(1, _map_entry(name, record[name])) for name in sorted(record))
+    entries = b"".join(_field(1, _map_entry(name, record[name])) for name in _KEYS)
     return _field(1, entries)
 
 
@@ -150,7 +150,7 @@ def _map_entry(name: str, value: bytes | int) -> bytes:
         feature = _field(1, _field(1, value))
     else:
         feature = _field(3, _field(1, _varint(value & 0xFFFFFFFFFFFFFFFF)))  # negative numbers in two's complement
-    return _field(1, name.encode()) + _field(2, feature)
+    return _KEYS[name] + _field(2, feature)
 
 
 def _field(number: int, content: bytes) -> bytes:
@@ -193,7 +193,7 @@ def _read_varint(content: bytes, position: int) -> tuple[int, int]:
 
 
 def _varint(value: int) -> bytes:
-    return bytes(_groups_of_seven_bits(value))
+    return _SHORT_VARINTS[value] if value < len(_SHORT_VARINTS) else bytes(_groups_of_seven_bits(value))
 
 
 def _groups_of_seven_bits(value: int) -> Iterator[int]:
@@ -201,3 +201,7 @@ def _groups_of_seven_bits(value: int) -> Iterator[int]:
         yield value & 0x7F | 0x80
         value >>= 7
     yield value
+
+
+_SHORT_VARINTS = [bytes([value]) for value in range(0x80)]  # nearly all: tags, and lengths of names and numbers
+_KEYS = {name: _field(1, name.encode()) for name in sorted(FEATURES)}  # the first field of each map entry, in order

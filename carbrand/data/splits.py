@@ -44,7 +44,11 @@ def check_fractions(fractions: tuple[float, float, float]) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-    """How groups are assigned: the arguments of the build, and the splits that the source's own column names."""
+    """How groups are assigned: the arguments of the build, and the splits that the source's own column names.
+
+    Photos of which the source says nothing, and those of its train where it lacks a held-out split, are shared out
+    among train and the held-out splits that it does not name.
+    """
 
     fractions: tuple[float, float, float]
     seed: int
@@ -55,18 +59,13 @@ class Rule:
         digest = hashlib.sha256(f"split:{self.seed}:{group}".encode()).digest()
         return int.from_bytes(digest[:6], "big") / 2**48  # 48 bits: exact in a float, so never 1.0
 
-    def split_of(self, group: str, given: str = "") -> str:
-        """The split of a group, of which the source says `given`, or ""."""
-        if self.is_fixed(given):
-            return given
-        train, validation, test = self.fractions
-        if given:  # the source names train, but not the splits that are to be held out: they are cut from it
-            validation, test = (
-                fraction if split not in self.given_splits else 0
-                for split, fraction in zip(manifest.SPLITS[1:], (validation, test), strict=True)
-            )
-            train, validation, test = (part / (train + validation + test) for part in (train, validation, test))
-        position = self.position(group)
+    def split_of(self, group: str) -> str:
+        """The split of a group, unless the source fixes it."""
+        train, validation, test = (
+            0 if split in self.given_splits and split != "train" else fraction
+            for split, fraction in zip(manifest.SPLITS, self.fractions, strict=True)
+        )
+        position = self.position(group) * (train + validation + test)
         if position < test:
             return "test"
         return "validation" if position < test + validation else "train"
@@ -77,7 +76,7 @@ class Rule:
         return given in ("validation", "test") or (given == "train" and set(wanted) <= set(self.given_splits))
 
     def allows(self, given: str, split: str) -> bool:
-        """Whether a photo may go to `split` of which the source says `given`, or ""."""
+        """Whether a photo of which the source says `given`, or "", may go to `split`."""
         return not given or given == split or (not self.is_fixed(given) and split not in self.given_splits)
 
     def floors(self, num_photos: int) -> dict[str, int]:
@@ -153,8 +152,8 @@ class _Nearest:
             del self._sizes[group]
 
     def pop(self, most: int) -> tuple[str, int]:
-        """Takes the nearest group of at most `most` photos: its name and size, or ("", 0)."""
-        for entry in sorted(self._heap, reverse=True):
+        """Takes the smallest group, of equals the nearest: its name and size, or ("", 0) if it is over `most`."""
+        for entry in sorted(self._heap, key=lambda entry: (self._sizes[entry[1]], -entry[0], entry[1])):
             if self._sizes[entry[1]] <= most:
                 self._heap.remove(entry)
                 return entry[1], self._sizes[entry[1]]

@@ -121,3 +121,84 @@ def test_a_damaged_dataset_is_not_appended_to(old, new_photos, tmp_path):
     shard.write_bytes(content)
     with pytest.raises(errors.DataError, match="carbrand-train.*: damaged record at byte"):
         build_dataset.run(new_photos, tmp_path / "out", append_to=old)
+
+
+def test_a_catalogue_of_other_photos_is_noticed(old, new_photos, tmp_path):
+    path = sorted(old.glob("photos-train*"))[0]
+    path.write_text("".join(reversed(path.read_text().splitlines(keepends=True))))
+    with pytest.raises(errors.DataError, match="carbrand-train.*: is not what was written, or its catalogue is not"):
+        build_dataset.run(new_photos, tmp_path / "out", append_to=old)
+
+
+def table(path, lines):
+    path.write_text("\n".join(["path,brand,group,split", *lines]))
+    return path
+
+
+def test_another_path_to_the_same_folder_is_not_appended_to(old, new_photos, tmp_path):
+    (tmp_path / "link").symlink_to(old)
+    for same in (tmp_path / "link", tmp_path / "new_photos/../old"):
+        with pytest.raises(errors.ConfigError, match="is the dataset that is appended to"):
+            build_dataset.run(new_photos, same, append_to=old, overwrite=True)
+    assert build_dataset.run(new_photos, tmp_path / "out", append_to=tmp_path / "link").version == 2
+
+
+def test_a_photo_that_was_kept_out_stays_out(tmp_path):
+    source = write_photos(tmp_path / "photos", 6, ("audi", "bmw"))
+    (source / "bmw/stolen.jpg").write_bytes((source / "audi/003.jpg").read_bytes())
+    build_dataset.run(source, tmp_path / "v1")
+    more = write_photos(tmp_path / "more", 3, ("fiat",))
+    (more / "bmw").mkdir()
+    (more / "bmw/again.jpg").write_bytes((source / "audi/003.jpg").read_bytes())
+    built = build_dataset.run(more, tmp_path / "v2", append_to=tmp_path / "v1")
+    assert built.counts["conflict"] == 3
+    assert [
+        row["other_brands"] for row in jsonl(tmp_path / "v2/conflicts.jsonl") if row["name"] == "bmw/again.jpg"
+    ] == [["audi"]]
+
+
+def test_aliases_are_passed_on(tmp_path):
+    (tmp_path / "names.csv").write_text("name,brand\nBMW AG,bmw\n")
+    source = write_photos(tmp_path / "photos", 6, ("audi", "BMW AG"))
+    build_dataset.run(source, tmp_path / "v1", aliases=tmp_path / "names.csv")
+    more = write_photos(tmp_path / "more", 9, ("BMW AG",))
+    built = build_dataset.run(more, tmp_path / "v2", append_to=tmp_path / "v1")
+    assert built.brands == ("audi", "bmw")
+    (tmp_path / "names.csv").write_text("name,brand\nbmw,audi\n")
+    with pytest.raises(errors.ConfigError, match="'bmw' means another brand in .*v1"):
+        build_dataset.run(more, tmp_path / "v3", append_to=tmp_path / "v1", aliases=tmp_path / "names.csv")
+
+
+def test_nothing_is_added_to_a_test_split_that_the_source_gave(tmp_path):
+    source = write_photos(tmp_path / "photos", 40, ("audi", "bmw"))
+    paths = sorted(source.rglob("*.jpg"))
+    split = {path: "test" if int(path.stem) < 3 else "train" for path in paths}
+    lines = [f"{path},{path.parent.name},,{split[path]}" for path in paths if int(path.stem) < 10]
+    build_dataset.run(table(tmp_path / "a.csv", lines), tmp_path / "v1")
+    lines = [f"{path},{path.parent.name},,train" for path in paths if int(path.stem) >= 10]
+    built = build_dataset.run(table(tmp_path / "b.csv", lines), tmp_path / "v2", append_to=tmp_path / "v1")
+    assert built.splits["test"].num_examples == 6
+
+
+def test_photos_that_must_follow_their_group_are_listed(tmp_path, capsys):
+    source = write_photos(tmp_path / "photos", 30, ("audi", "bmw"))
+    paths = sorted(source.rglob("*.jpg"))
+    lines = [f"{path},{path.parent.name},g{int(path.stem) % 10},train" for path in paths if int(path.stem) < 20]
+    lines += [f"{path},{path.parent.name},h,test" for path in paths[20:22]]
+    build_dataset.run(table(tmp_path / "a.csv", lines), tmp_path / "v1")
+    lines = [f"{path},{path.parent.name},g{int(path.stem) % 10},test" for path in paths if int(path.stem) >= 22]
+    build_dataset.run(table(tmp_path / "b.csv", lines), tmp_path / "v2", append_to=tmp_path / "v1")
+    moved = jsonl(tmp_path / "v2/moved.jsonl")
+    assert {row["from"] for row in moved} == {"test"}
+    assert len(moved) == 16
+    assert "16 photos left the split that they had" in capsys.readouterr().out
+
+
+def test_a_page_does_not_depend_on_what_else_lies_in_the_cache(tmp_path):
+    source = write_photos(tmp_path / "photos", 6, ("audi", "bmw"))
+    (source / "audi/copy.jpg").write_bytes((source / "audi/003.jpg").read_bytes())
+    build_dataset.run(source, tmp_path / "v1", cache_dir=tmp_path / "cache")
+    more = write_photos(tmp_path / "more", 3, ("fiat",))
+    build_dataset.run(more, tmp_path / "a", append_to=tmp_path / "v1", cache_dir=tmp_path / "cache")
+    build_dataset.run(more, tmp_path / "b", append_to=tmp_path / "v1")
+    assert contents(tmp_path / "a") == contents(tmp_path / "b")

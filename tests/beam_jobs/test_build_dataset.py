@@ -1,3 +1,4 @@
+import os
 import signal
 import subprocess
 import sys
@@ -5,7 +6,7 @@ import textwrap
 import time
 
 import pytest
-from small_photos import contents, jsonl, photo, write_photos
+from small_photos import contents, jsonl, photo, rows, write_photos
 
 from beam_jobs import build_dataset, build_output, check_photos, finish_build
 from beam_jobs.build_output import Choices
@@ -135,6 +136,7 @@ def test_nothing_but_the_dataset_is_left(source, tmp_path, capsys):
         "image-class-label.labels.txt",
         *(f"index-{split}.npy" for split in sorted(manifest.SPLITS)),
         "manifest.json",
+        "moved.jsonl",
         *(f"photos-{split}-00000-of-00001.jsonl" for split in sorted(manifest.SPLITS)),
         "rejects.jsonl",
     ]
@@ -143,11 +145,57 @@ def test_nothing_but_the_dataset_is_left(source, tmp_path, capsys):
 
 def test_a_complete_dataset_is_replaced_only_when_asked(source, tmp_path):
     build_dataset.run(source, tmp_path / "out", num_shards=5)
+    before = contents(tmp_path / "out")
     with pytest.raises(errors.ConfigError, match=r"already holds a complete dataset\. Choose another folder, or add"):
         build_dataset.run(source, tmp_path / "out")
+    assert contents(tmp_path / "out") == before
     build_dataset.run(source, tmp_path / "out", num_shards=1, overwrite=True)
     build_dataset.run(source, tmp_path / "fresh", num_shards=1)
     assert contents(tmp_path / "out") == contents(tmp_path / "fresh")
+
+
+def test_a_build_that_is_complete_already_is_left_as_it_is(source, tmp_path, capsys):
+    built = build_dataset.run(source, tmp_path / "out")
+    before = contents(tmp_path / "out")
+    (tmp_path / "out" / build_output.WORK_FOLDER).mkdir()  # as after a kill at the very end
+    assert build_dataset.run(source, tmp_path / "out") == built
+    assert contents(tmp_path / "out") == before
+    assert "is complete already" in capsys.readouterr().out
+
+
+def test_a_source_that_cannot_be_read_leaves_a_complete_dataset_alone(source, tmp_path):
+    build_dataset.run(source, tmp_path / "out")
+    before = contents(tmp_path / "out")
+    with pytest.raises(errors.DataError):
+        build_dataset.run(tmp_path / "nowhere", tmp_path / "out", overwrite=True)
+    assert contents(tmp_path / "out") == before
+
+
+def test_a_folder_with_other_files_is_not_written_to(source, tmp_path):
+    (tmp_path / "photos-all.jsonl").touch()
+    with pytest.raises(errors.ConfigError, match="holds other files, and is no dataset. Name a new or an empty folder"):
+        build_dataset.run(source / "audi", tmp_path)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_names_that_are_no_utf_8_are_shown_in_bytes(source, tmp_path, workers):
+    for name, content in ((b"bad\xff.jpg", photo(77)), (b"page\xff.jpg", b"<html>")):
+        with open(os.fsencode(source / "audi") + b"/" + name, "wb") as file:  # noqa: PTH123
+            file.write(content)
+    build_dataset.run(source, tmp_path / "out", workers=workers)
+    assert "audi/bad\\xff.jpg" in {row.name for _, row in rows(tmp_path / "out").values()}
+    assert [row["name"] for row in jsonl(tmp_path / "out/rejects.jsonl")] == ["audi/page\\xff.jpg"]
+
+
+@pytest.mark.parametrize("kind", ["folder", "pipe", "long"])
+def test_a_row_that_names_no_file_is_rejected(source, tmp_path, kind):
+    path = {"folder": source / "audi", "pipe": tmp_path / "pipe", "long": source / ("x" * 300)}[kind]
+    if kind == "pipe":
+        os.mkfifo(path)
+    lines = [f"{path},{path.parent.name}" for path in sorted(source.rglob("*.jpg"))]
+    (tmp_path / "photos.csv").write_text("\n".join(["path,brand", f"{path},audi", *lines]))
+    built = build_dataset.run(tmp_path / "photos.csv", tmp_path / "out")
+    assert built.counts["rejected"] == {"not_found": 1}
 
 
 def test_a_cache_folder_is_kept_and_used(source, tmp_path, monkeypatch):
@@ -185,7 +233,7 @@ def test_a_killed_build_goes_on_and_gives_the_same_bytes(source, tmp_path):
         "check_photos.images.normalise = lambda *a, **k: (time.sleep(0.02), inner(*a, **k))[1]"
     )
     process = start(source, tmp_path / "out", slow)
-    progress = tmp_path / "out/.build/progress"
+    progress = tmp_path / "out/.carbrand-build/progress"
     while not (progress.exists() and progress.stat().st_size >= 20):
         assert process.poll() is None, process.communicate()
         time.sleep(0.01)
@@ -193,7 +241,7 @@ def test_a_killed_build_goes_on_and_gives_the_same_bytes(source, tmp_path):
     process.communicate()
     with pytest.raises(errors.DataError, match="not a complete records folder"):
         manifest.load(tmp_path / "out")
-    assert sum(path.is_file() for path in (tmp_path / "out/.build/cache").rglob("*")) >= 20
+    assert sum(path.is_file() for path in (tmp_path / "out/.carbrand-build/cache").rglob("*")) >= 20
     build_dataset.run(source, tmp_path / "out", num_shards=2)
     build_dataset.run(source, tmp_path / "fresh", num_shards=2)
     assert contents(tmp_path / "out") == contents(tmp_path / "fresh")

@@ -3,7 +3,7 @@
     python tests/benchmarks/build_memory.py --input PHOTOS --sizes 4000,20000 --workers 2
 
 The photos are crops of those in --input, each in colours of its own, so that no two are copies. Memory is PSS: what
-processes share counts once. It is sampled every 0.2 s over all processes of a build, in a process group of its own.
+processes share counts once. It is sampled every 0.2 s over all processes of a build, which has a session of its own.
 """
 
 import argparse
@@ -18,7 +18,6 @@ import tempfile
 import time
 
 import numpy as np
-import psutil
 from PIL import Image
 
 _SAMPLE_EVERY_S = 0.2
@@ -77,7 +76,8 @@ def draw_crop(original, folder, number):
     image = Image.open(original).convert("RGB")
     share = draw.uniform(0.3, 0.6)
     width, height = (max(32, round(side * share**0.5)) for side in image.size)
-    left, top = (int(draw.integers(0, max(1, side - part))) for side, part in zip(image.size, (width, height)))
+    left = int(draw.integers(0, max(1, image.width - width)))
+    top = int(draw.integers(0, max(1, image.height - height)))
     crop = np.asarray(image.crop((left, top, left + width, top + height)).resize((480, 320)), np.float32)
     pixels = (crop - 128) * draw.uniform(0.6, 1.3, 3) + draw.uniform(90, 160, 3)
     path = folder / original.parent.name / f"{number:06d}.jpg"
@@ -90,18 +90,29 @@ def peak_of_build(photos, output, workers):
     build = subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True)
     peak = Peak()
     while build.poll() is None:
-        driver, *others = [build.pid, *(child.pid for child in psutil.Process(build.pid).children(recursive=True))]
-        peak = peak.with_sample(pss_mib(driver), [pss_mib(pid) for pid in others])
+        workers = processes_of(session=build.pid) - {build.pid}
+        peak = peak.with_sample(pss_mib(build.pid), [pss_mib(pid) for pid in workers])
         time.sleep(_SAMPLE_EVERY_S)
     if build.returncode:
         sys.exit(f"the build of {photos} failed with exit code {build.returncode}")
     return peak
 
 
+def processes_of(session):
+    found = set()
+    for path in pathlib.Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # ended meanwhile
+            if int((path / "stat").read_text().rpartition(")")[2].split()[3]) == session:
+                found.add(int(path.name))
+    return found
+
+
 def pss_mib(pid):
     """0 if the process has ended."""
-    with contextlib.suppress(psutil.Error, OSError):
-        return psutil.Process(pid).memory_full_info().pss / 2**20
+    with contextlib.suppress(OSError):
+        for line in pathlib.Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+            if line.startswith("Pss:"):
+                return int(line.split()[1]) / 1024
     return 0
 
 

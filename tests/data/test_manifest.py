@@ -36,6 +36,8 @@ def write_dataset(folder):
         near_duplicates="keep_one",
         conflicts="keep_out",
         group_by="group",
+        given_splits=(),
+        aliases={},
         counts={"seen": 4, "kept": 3, "duplicate": 0, "conflict": 0, "rejected": {"empty": 1}},
         statistics={"mean_rgb": [1.0, 2.0, 3.0]},
         source={"root": "photos", "fingerprint": "0"},
@@ -144,7 +146,7 @@ def test_another_format_version_raises(tmp_path):
 
 def test_a_manifest_that_is_no_json_raises(tmp_path):
     (tmp_path / "manifest.json").write_text("{")
-    with pytest.raises(errors.DataError, match=r"manifest.json: damaged \("):
+    with pytest.raises(errors.DataError, match=r"manifest.json: cannot be read \("):
         manifest.load(tmp_path)
 
 

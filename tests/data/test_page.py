@@ -95,6 +95,8 @@ def write_dataset(folder, brands=("audi", "bmw"), per_brand=(8, 1, 1), photo=dra
         "near_duplicates": "keep_one",
         "conflicts": "keep_out",
         "group_by": "none",
+        "given_splits": (),
+        "aliases": {},
         "counts": {"seen": kept + sum(map(len, lists.values())), **counts},
         "statistics": {
             **measures,

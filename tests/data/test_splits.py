@@ -16,7 +16,7 @@ def assign(groups, fractions=FRACTIONS, seed=0, given=(), rule_given=()):
     """The split of each group of a brand, one photo each, after the floors are met."""
     rule = splits.Rule(fractions, seed, rule_given)
     given = dict(given)
-    found = {group: rule.split_of(group, given.get(group, "")) for group in groups}
+    found = {group: given[group] if rule.is_fixed(given.get(group, "")) else rule.split_of(group) for group in groups}
     members = [
         splits.Member(rule.position(group), group, split, not rule.is_fixed(given.get(group, "")))
         for group, split in found.items()
@@ -103,6 +103,13 @@ def test_validation_is_cut_from_train_when_the_source_has_none():
     found = assign(keys(3000), given=given, rule_given=("test", "train"))
     assert {key for key, split in found.items() if split == "test"} == set(keys(300))
     assert counts(found)[1] == pytest.approx(2700 / 9, abs=50)  # 0.1 of 0.8 + 0.1
+
+
+def test_nothing_is_added_to_the_splits_that_the_source_gives():
+    given = dict.fromkeys(keys(100), "test")
+    found = assign(keys(1000), given=given, rule_given=("test",))
+    assert {key for key, split in found.items() if split == "test"} == set(keys(100))
+    assert counts(found)[1] == pytest.approx(900 / 9, abs=30)
 
 
 def test_test_matters_most():

@@ -80,6 +80,8 @@ def write_dataset(folder, change=lambda split, number, row: row, encode=record_o
         near_duplicates="keep_one",
         conflicts=conflicts,
         group_by="none",
+        given_splits=(),
+        aliases={},
         counts={"seen": num_records, "kept": num_records, "duplicate": 0, "conflict": 0, "rejected": {}},
         statistics={},
         source={},
