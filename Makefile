@@ -11,7 +11,7 @@ demo: $(READY)
 	$(BIN)/carbrand demo --dir demo
 
 test: $(READY)
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
 
 # Lint, formatting and types.
 check: $(READY)

@@ -15,6 +15,7 @@ import processes
 import pytest
 from small_photos import contents, photo, write_photos
 
+from beam_jobs import build_output
 from carbrand import errors, files
 from carbrand.data import manifest
 
@@ -54,7 +55,7 @@ class Build:
         return False
 
     def has_progress(self, count):
-        path = self.folder / ".carbrand-build/progress"
+        path = self.folder / build_output.WORK_FOLDER / "progress"
         return path.exists() and path.stat().st_size >= count
 
     def end(self, timeout_s=ENDS_WITHIN_S):
@@ -119,9 +120,8 @@ def test_a_disk_that_is_too_full_for_the_log_of_workers_ends_the_build(start, tm
         path = tmp_path / "photos" / ("audi", "bmw")[number % 2] / f"{number}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(photo(number, (900, 700)))  # over 20 kB in the cache
-    log = tmp_path / "out/.carbrand-build/workers.log"
-    log.parent.mkdir(parents=True)
-    log.write_bytes(bytes(20_000))
+    with build_output.locked(tmp_path / "out"):  # as a stopped build leaves it
+        (tmp_path / "out" / build_output.WORK_FOLDER / "workers.log").write_bytes(bytes(20_000))
     code, (line,) = start(tmp_path / "photos", 2, max_file_bytes=20_000).end()
     assert code == errors.BuildError.exit_code
     assert line.startswith("BuildError: disk full while building in ")
@@ -148,7 +148,7 @@ class Whole:
 def tree(folder):
     """The hash of every file but those of the work folder, which a build leaves that is killed at its very end."""
     found = {name: files.sha256(content) for name, content in contents(folder).items()}
-    return {name: digest for name, digest in found.items() if not name.startswith(".carbrand-build")}
+    return {name: digest for name, digest in found.items() if not name.startswith(build_output.WORK_FOLDER)}
 
 
 def children_cpu_s():
@@ -188,7 +188,7 @@ def assert_second_start_ends_well(build, start, makes20, workers, expected):
         assert tree(build.folder) == expected
         return
     assert start(makes20, workers).end(timeout_s=120) == (0, [])
-    assert not (build.folder / ".carbrand-build").exists()
+    assert not (build.folder / build_output.WORK_FOLDER).exists()
     assert tree(build.folder) == expected
 
 

@@ -87,12 +87,24 @@ def test_second_training_of_a_run_raises(drawn_records, tmp_path):
         train.run(drawn_records, tmp_path / "run", batch_size=8, preprocess=TINY)
 
 
-def test_damaged_record_ends_training_with_its_name(drawn_records, tmp_path):
-    for file in drawn_records.iterdir():
+def with_a_damaged_shard(records, folder):
+    for file in records.iterdir():
         if file.is_file():
-            (tmp_path / file.name).write_bytes(file.read_bytes())
-    shard = tmp_path / manifest.load(tmp_path).splits["train"].shards[0].name
+            (folder / file.name).write_bytes(file.read_bytes())
+    shard = folder / manifest.load(folder).splits["train"].shards[0].name
     shard.write_bytes(shard.read_bytes()[:-50])
+    return shard
+
+
+def test_a_damaged_shard_is_named_before_the_first_step(drawn_records, tmp_path):
+    shard = with_a_damaged_shard(drawn_records, tmp_path)
+    with pytest.raises(DataError, match=rf"{shard.name}: .*`carbrand verify .*` finds every damaged record"):
+        train.run(tmp_path, tmp_path / "run", batch_size=8, preprocess=TINY)
+
+
+def test_a_record_damaged_during_training_ends_it_with_its_name(drawn_records, tmp_path, monkeypatch):
+    shard = with_a_damaged_shard(drawn_records, tmp_path)
+    monkeypatch.setattr(train.verify, "check_quickly", lambda folder: None)
     with pytest.raises(DataError, match=f"{shard.name}: record .* the file ends after"):
         train.run(tmp_path, tmp_path / "run", batch_size=8, preprocess=TINY)
 
