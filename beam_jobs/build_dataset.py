@@ -95,9 +95,8 @@ def run(
         if (output_path / manifest.FILE_NAME).exists() and not overwrite:
             return finish_build.already_complete(settings, listing, previous)
         build_output.remove_old_output(settings)
-        num_photos = listing.num_photos + (previous.dataset.counts["kept"] if previous else 0)
-        options = runners.make_options(num_photos, workers=workers, beam_args=beam_args)
-        with progress.shown(settings.progress_path, num_photos):
+        options = runners.make_options(settings.num_photos, workers=workers, beam_args=beam_args)
+        with progress.shown(settings.progress_path, settings.num_photos):
             runners.run(
                 functools.partial(build_pipeline, listing.paths, previous, settings), options, folder=settings.work_dir
             )
@@ -278,6 +277,7 @@ def _settings(
         aliases=dict(sorted(names.aliases.items())),
         given_splits=tuple(sorted({*listing.given_splits, *(old.given_splits if old else ())})),
         has_groups=choices.group_by != "none" and (listing.has_groups or choices.group_by == "model" or bool(old)),
+        num_photos=listing.num_photos + (old.counts["kept"] if old else 0),
         choices=choices,
         sizing=sizing,
     )

@@ -84,6 +84,7 @@ class Settings:
     aliases: dict[str, str]
     given_splits: tuple[str, ...]
     has_groups: bool
+    num_photos: int
     choices: Choices
     sizing: sharded_writer.Sizing
 

@@ -4,6 +4,7 @@ Exact copies meet by the hash of their bytes. Near copies meet in buckets of sim
 their pixels, so that no two photos are compared without a reason.
 """
 
+import collections
 import dataclasses
 import functools
 from collections.abc import Iterable, Iterator
@@ -19,6 +20,11 @@ beam = runners.beam  # not imported here: runners keeps it quiet
 Checked = check_photos.Checked
 
 MAX_CONFIRMED = 30  # candidates of one photo: thousands of shots in one pose would take hours; the most alike are tried
+
+# A photo is in about 15 buckets. One row for each through Beam would cost as much as all else, so they are packed: by
+# batches of photos, for parts of the buckets, of which each is about 90 MB where there are many photos.
+PHOTOS_PER_BATCH, PHOTOS_PER_PART = 1_000, 50_000
+BUCKET_DTYPE = np.dtype([("bucket", "<u4"), ("name", "u1", 32), ("signature", "u1", near_duplicates.SIGNATURE_BYTES)])
 
 Files = tuple[Checked, ...]  # with equal bytes, in a fixed order; named by the cache key of the first
 
@@ -51,8 +57,10 @@ class FindCopies(beam.PTransform):
         """PCollection[(name, Files)] -> PCollection[[Files]]."""
         clusters = (
             same_bytes
-            | "WithBuckets" >> beam.FlatMap(_with_buckets)  # (bucket, (name, signature))
-            | "GroupBuckets" >> beam.GroupByKey()  # (bucket, [(name, signature)])
+            | "WithBatch" >> beam.Map(_with_batch, 1 + self._settings.num_photos // PHOTOS_PER_BATCH)
+            | "GroupBatch" >> beam.GroupByKey()  # (batch, [(name, signature)])
+            | "Buckets" >> beam.FlatMap(_buckets, 16 + self._settings.num_photos // PHOTOS_PER_PART)
+            | "GroupPart" >> beam.GroupByKey()  # (part, [BUCKET_DTYPE as bytes])
             | "Candidates" >> beam.FlatMap(_candidates)  # (name, name)
             | "GroupCandidates" >> beam.GroupByKey()  # (name, [name])
             | "Confirm" >> beam.FlatMap(_confirm, self._settings)  # (name, name)
@@ -114,15 +122,34 @@ def _one_by_one(element: tuple[str, Files]) -> list[Files]:
     return [element[1]]
 
 
-def _with_buckets(element: tuple[str, Files]) -> Iterator[tuple[bytes, tuple[str, bytes]]]:
-    name, copies = element
-    signature = bytes.fromhex(copies[0].signature)
-    for key in near_duplicates.bucket_keys(signature):
-        yield key, (name, signature)
+def _with_batch(element: tuple[str, Files], num_batches: int) -> tuple[int, tuple[bytes, bytes]]:
+    name, copies = bytes.fromhex(element[0]), element[1]
+    return int.from_bytes(name[:4], "big") % num_batches, (name, bytes.fromhex(copies[0].signature))
 
 
-def _candidates(element: tuple[bytes, Iterable[tuple[str, bytes]]]) -> list[tuple[str, str]]:
-    return near_duplicates.candidate_pairs(element[1])
+def _buckets(element: tuple[int, Iterable[tuple[bytes, bytes]]], num_parts: int) -> Iterator[tuple[int, bytes]]:
+    """(batch, its photos) -> (part, the entries of its buckets, of BUCKET_DTYPE)."""
+    parts = collections.defaultdict(list)
+    for name, signature in element[1]:
+        for key in near_duplicates.bucket_keys(signature):
+            bucket = int.from_bytes(key, "little")
+            parts[bucket % num_parts].append(key + name + signature)
+    for part, entries in sorted(parts.items()):
+        yield part, b"".join(entries)
+
+
+def _candidates(element: tuple[int, Iterable[bytes]]) -> list[tuple[str, str]]:
+    entries = np.frombuffer(b"".join(element[1]), BUCKET_DTYPE)
+    entries = entries[np.argsort(entries["bucket"])]
+    found: set[tuple[str, str]] = set()
+    for members in np.split(entries, np.flatnonzero(np.diff(entries["bucket"])) + 1):
+        if len(members) > 1:
+            found.update(
+                near_duplicates.candidate_pairs(
+                    (member["name"].tobytes().hex(), member["signature"].tobytes()) for member in members
+                )
+            )
+    return sorted(found)
 
 
 def _confirm(element: tuple[str, Iterable[str]], settings: build_output.Settings) -> Iterator[tuple[str, str]]:
