@@ -26,7 +26,7 @@ from beam_jobs import (
     sharded_writer,
 )
 from carbrand import checks, errors
-from carbrand.data import brands, cache, catalogue, images, leakage, manifest, paths, records, sources
+from carbrand.data import brands, catalogue, leakage, manifest, paths, records, sources
 
 beam = runners.beam  # not imported here: runners keeps it quiet
 
@@ -158,11 +158,7 @@ def encode(settings: build_output.Settings, record: sharded_writer.Record) -> tu
     """
     checked = record.source
     assert isinstance(checked, check_photos.Checked)
-    entry = cache.load(settings.cache_dir, checked.cache_key)
-    if not isinstance(entry, images.NormalisedImage):
-        raise errors.BuildError(
-            f"{settings.cache_dir}: the cached copy of {checked.name} is gone or damaged. Run the same command again."
-        )
+    entry = check_photos.cached_image(settings.cache_dir, checked.cache_key, checked.name)
     row = check_photos.row_of(checked, entry)
     payload = records.encode(
         {

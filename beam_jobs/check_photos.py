@@ -217,6 +217,20 @@ def column_group(photo: sources.Photo, group_by: str) -> str:
     return ""
 
 
+def cached_image(cache_dir: str, key: str, name: str) -> images.NormalisedImage:
+    """The pixels of a usable photo; `name` is for errors.
+
+    Raises:
+        BuildError: if its cache entry is gone or damaged.
+    """
+    entry = cache.load(cache_dir, key)
+    if not isinstance(entry, images.NormalisedImage):
+        raise errors.BuildError(
+            f"{cache_dir}: the cached copy of {name} is gone or damaged. Run the same command again."
+        )
+    return entry
+
+
 def count_one(settings: build_output.Settings, what: bytes) -> None:
     """Tells the progress bar of one more photo."""
     descriptor = os.open(settings.progress_path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)

@@ -13,8 +13,7 @@ from typing import Any
 import numpy as np
 
 from beam_jobs import build_output, check_photos, progress, report, runners
-from carbrand import errors
-from carbrand.data import cache, duplicates, images, near_duplicates, paths
+from carbrand.data import duplicates, images, near_duplicates, paths
 
 beam = runners.beam  # not imported here: runners keeps it quiet
 Checked = check_photos.Checked
@@ -166,10 +165,8 @@ def _confirm(element: tuple[str, Iterable[str]], settings: build_output.Settings
 
 @functools.lru_cache(maxsize=4096)  # 16 MB: photos of one studio are asked for again and again
 def _thumbnail(cache_dir: str, key: str) -> np.ndarray:
-    entry = cache.load(cache_dir, key)
-    if not isinstance(entry, images.NormalisedImage):
-        raise errors.BuildError(f"{cache_dir}: the cached photo {key} is gone or damaged. Run the same command again.")
-    return images.grey_thumbnail(entry.encoded, near_duplicates.THUMBNAIL_PX)
+    encoded = check_photos.cached_image(cache_dir, key, key).encoded
+    return images.grey_thumbnail(encoded, near_duplicates.THUMBNAIL_PX)
 
 
 def _alone(element: tuple[str, Iterable[Files | str]]) -> Iterator[list[Files]]:
