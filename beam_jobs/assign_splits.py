@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Iterable, Iterator
 
-from beam_jobs import build_output, check_photos, find_copies, report, runners
+from beam_jobs import build_output, check_photos, find_copies, packed, report, runners
 from carbrand.data import duplicates, splits
 
 beam = runners.beam  # not imported here: runners keeps it quiet
@@ -19,47 +19,50 @@ class Placed:
 
 
 class AssignSplits(beam.PTransform):
-    """PCollection[duplicates.Resolution] -> PCollection[Placed], for all that is kept."""
+    """PCollection[Pack[duplicates.Resolution]] -> PCollection[Pack[Placed]], for all that is kept."""
 
     def __init__(self, settings: build_output.Settings) -> None:
         """Sets the rule."""
         super().__init__()
-        self._choices = settings.choices
+        self._settings = settings
         self._joins_groups = settings.has_groups or settings.choices.policy.keeps_several
         self._rule = settings.split_rule
 
     def expand(self, resolutions: beam.PCollection) -> beam.PCollection:
-        """The steps."""
-        kept = resolutions | "Kept" >> beam.FlatMap(_kept)  # Checked
+        """The steps; elements are packs of what is noted."""
+        kept = resolutions | "Kept" >> packed.FlatMap(_kept)  # Checked
         if self._joins_groups:
             kept = self._join_groups(resolutions, kept)
         moves = (
             kept
-            | "WithBrand" >> beam.Map(_with_brand, self._rule)  # (brand, Member)
-            | "GroupBrand" >> beam.GroupByKey()  # (brand, [Member])
-            | "Floors" >> beam.FlatMap(_moves, self._rule)  # (group, split)
+            | "WithBrand" >> packed.Map(_with_brand, self._rule)  # (brand, Member)
+            | "GroupBrand" >> packed.GroupApart(self._settings.shuffle_dir)  # a brand alone, no pack: (brand, [Member])
+            | "Floors" >> beam.Map(_moves, self._rule)  # (group, split)
         )
         return (
-            (kept | "WithGroup" >> beam.Map(_with_group), moves)
+            (kept | "WithGroup" >> packed.Map(_with_group), moves)
             | "PhotosAndMoves" >> beam.Flatten()  # (group, Checked | split)
-            | "GroupGroup" >> beam.GroupByKey()  # (group, [Checked | split])
-            | "Place" >> beam.FlatMap(_place, self._rule)  # Placed
+            | "GroupGroup" >> self._group_by_key()  # (group, [Checked | split])
+            | "Place" >> packed.FlatMap(_place, self._rule)  # Placed
         )
 
+    def _group_by_key(self) -> packed.GroupByKey:
+        return packed.GroupByKey(self._settings.shuffle_dir, self._settings.num_parts)
+
     def _join_groups(self, resolutions: beam.PCollection, kept: beam.PCollection) -> beam.PCollection:
-        """Gives one name to groups between which there are copies: PCollection[Checked] -> PCollection[Checked]."""
+        """Gives one name to groups between which there are copies; packs of Checked in and out."""
         names = (
             resolutions
-            | "Links" >> beam.FlatMap(_links, self._choices.group_by)  # (group, group)
-            | "LinksTogether" >> beam.Map(find_copies.with_one_key)  # ("", (group, group))
-            | "GroupLinks" >> beam.GroupByKey()  # ("", [(group, group)])
-            | "Connect" >> beam.FlatMap(find_copies.connect)  # (group, name for all)
+            | "Links" >> packed.FlatMap(_links, self._settings.choices.group_by)  # (group, group)
+            | "LinksTogether" >> packed.Map(find_copies.with_one_key)  # ("", (group, group))
+            | "GroupLinks" >> packed.GroupApart(self._settings.shuffle_dir)  # all together, no pack: ("", [links])
+            | "Connect" >> beam.Map(find_copies.connect)  # (group, name for all)
         )
         return (
-            (kept | "WithOldGroup" >> beam.Map(_with_group), names)
+            (kept | "WithOldGroup" >> packed.Map(_with_group), names)
             | "PhotosAndNames" >> beam.Flatten()  # (group, Checked | name for all)
-            | "GroupOldGroup" >> beam.GroupByKey()  # (group, [Checked | name for all])
-            | "Rename" >> beam.FlatMap(_rename)  # Checked
+            | "GroupOldGroup" >> self._group_by_key()  # (group, [Checked | name for all])
+            | "Rename" >> packed.FlatMap(_rename)  # Checked
         )
 
 
@@ -95,7 +98,7 @@ def _with_group(checked: Checked) -> tuple[str, Checked]:
 
 
 def _rename(element: tuple[str, Iterable[Checked | str]]) -> Iterator[Checked]:
-    group, members = element  # members is iterated twice rather than held
+    group, members = element
     name = next((member for member in members if isinstance(member, str)), group)
     for member in members:
         if not isinstance(member, str):
@@ -109,8 +112,8 @@ def _with_brand(checked: Checked, rule: splits.Rule) -> tuple[str, splits.Member
     return checked.photo.brand, splits.Member(rule.position(group), group, split, not is_fixed)
 
 
-def _moves(element: tuple[str, Iterable[splits.Member]], rule: splits.Rule) -> Iterator[tuple[str, str]]:
-    yield from splits.moves(element[1], rule).items()
+def _moves(element: tuple[str, Iterable[splits.Member]], rule: splits.Rule) -> packed.Pack:
+    return packed.Pack(splits.moves(element[1], rule).items())
 
 
 def _place(element: tuple[str, Iterable[Checked | str]], rule: splits.Rule) -> Iterator[Placed]:
@@ -118,7 +121,7 @@ def _place(element: tuple[str, Iterable[Checked | str]], rule: splits.Rule) -> I
 
     A photo that the source puts into a split stays there: where that tears a group apart, the leakage gate says so.
     """
-    group, members = element  # members is iterated twice rather than held
+    group, members = element
     old, given, moves = set(), set(), set()
     for member in members:
         if isinstance(member, str):

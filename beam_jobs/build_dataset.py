@@ -19,6 +19,7 @@ from beam_jobs import (
     check_photos,
     find_copies,
     finish_build,
+    packed,
     progress,
     remote,
     report,
@@ -111,7 +112,10 @@ def build_pipeline(
     settings: build_output.Settings,
     pipeline: beam.Pipeline,
 ) -> None:
-    """Applies the steps of the build to `pipeline`. One leaf, and tags nowhere: some runners drop the others."""
+    """Applies the steps of the build to `pipeline`, whose elements are packs of what is noted.
+
+    One leaf, and tags nowhere: some runners drop the others.
+    """
     new = pipeline | "CheckPhotos" >> check_photos.CheckPhotos(listing_paths, settings)  # Checked
     checked = new
     if previous:
@@ -121,32 +125,34 @@ def build_pipeline(
     placed = photos | "AssignSplits" >> assign_splits.AssignSplits(settings)  # Placed
     shards = (
         placed
-        | "Record" >> beam.Map(_record, settings)  # sharded_writer.Record
+        | "Record" >> packed.Map(_record, settings)  # sharded_writer.Record
         | "WriteShards"
         >> sharded_writer.WriteShards(
             settings.output_dir,
             settings.index_dir,
             functools.partial(encode, settings),
+            shuffle_dir=settings.shuffle_dir,
+            num_parts=settings.num_parts,
             seed=settings.choices.seed,
             sizing=settings.sizing,
-        )  # sharded_writer.WrittenShard
+        )  # a shard alone, no pack: sharded_writer.WrittenShard
     )
     leaks = (
         shards
-        | "KeysOfShard" >> beam.FlatMap(_keys_of_shard, settings)  # (bucket, leakage.KEY_DTYPE as bytes)
-        | "GroupKeys" >> beam.GroupByKey()  # (bucket, [leakage.KEY_DTYPE as bytes])
-        | "LeakRows" >> beam.FlatMap(_leak_rows)  # report.Row
+        | "KeysOfShard" >> beam.Map(_keys_of_shard, settings)  # (bucket, leakage.KEY_DTYPE as bytes)
+        | "GroupKeys" >> packed.GroupBytes(settings.shuffle_dir)  # a bucket alone, no pack: (bucket, [Slice])
+        | "LeakRows" >> beam.Map(_leak_rows)  # report.Row
     )
     _ = (
         (
-            new | "RejectRows" >> beam.FlatMap(_reject_rows),  # report.Row
-            photos | "CopyRows" >> beam.FlatMap(find_copies.rows_of),  # report.Row
-            placed | "MovedRows" >> beam.FlatMap(assign_splits.rows_of, settings.split_rule),  # report.Row
+            new | "RejectRows" >> packed.FlatMap(_reject_rows),  # report.Row
+            photos | "CopyRows" >> packed.FlatMap(find_copies.rows_of),  # report.Row
+            placed | "MovedRows" >> packed.FlatMap(assign_splits.rows_of, settings.split_rule),  # report.Row
             shards | "ShardRows" >> beam.Map(_shard_row),  # report.Row
             leaks,
         )
         | "AllRows" >> beam.Flatten()
-        | "WriteRows" >> report.WriteRows(settings.report_dir)
+        | "WriteRows" >> report.WriteRows(settings.report_dir, settings.shuffle_dir)
     )  # None
 
 
@@ -307,13 +313,11 @@ def _reject_rows(checked: check_photos.Checked) -> Iterator[report.Row]:
         )
 
 
-def _shard_row(written: sharded_writer.WrittenShard) -> report.Row:
-    return "shard", {"name": written.shard.name, **dataclasses.asdict(written)}
+def _shard_row(written: sharded_writer.WrittenShard) -> packed.Pack:
+    return packed.Pack([("shard", {"name": written.shard.name, **dataclasses.asdict(written)})])
 
 
-def _keys_of_shard(
-    written: sharded_writer.WrittenShard, settings: build_output.Settings
-) -> Iterator[tuple[int, bytes]]:
+def _keys_of_shard(written: sharded_writer.WrittenShard, settings: build_output.Settings) -> packed.Pack:
     """What the finished file says, not what the steps before meant to write."""
     shard, may_recur = written.shard, settings.choices.conflicts == "keep"
     keys = leakage.Keys(written.split, written.number, shard.records, photos_may_recur=may_recur)
@@ -325,14 +329,17 @@ def _keys_of_shard(
             assert isinstance(sha256, bytes)
             assert isinstance(group, bytes)
             keys.add(number, sha256=sha256, group=group)
-    yield from leakage.by_bucket(keys.array(), LEAK_BUCKETS)
+    return packed.Pack(leakage.by_bucket(keys.array(), LEAK_BUCKETS))
 
 
-def _leak_rows(element: tuple[int, Iterable[bytes]]) -> Iterator[report.Row]:
-    keys = np.frombuffer(b"".join(element[1]), leakage.KEY_DTYPE)
-    for pair in leakage.find(keys):
-        places = [
-            {"split": manifest.SPLITS[key["split"]], "shard": int(key["shard"]), "record": int(key["record"])}
-            for key in pair[::-1]
-        ]
-        yield "leak", {"name": str(places), "is_group": bool(pair[0]["is_group"]), "places": places}
+def _leak_rows(element: tuple[int, Iterable[packed.Slice]]) -> packed.Pack:
+    keys = np.frombuffer(b"".join(part.read() for part in element[1]), leakage.KEY_DTYPE)
+    return packed.Pack(("leak", _leak_row(pair)) for pair in leakage.find(keys))
+
+
+def _leak_row(pair: np.ndarray) -> dict[str, object]:
+    places = [
+        {"split": manifest.SPLITS[key["split"]], "shard": int(key["shard"]), "record": int(key["record"])}
+        for key in pair[::-1]
+    ]
+    return {"name": str(places), "is_group": bool(pair[0]["is_group"]), "places": places}

@@ -99,6 +99,16 @@ class Settings:
         return f"{self.work_dir}/index"
 
     @property
+    def shuffle_dir(self) -> str:
+        """For rows that wait for their group; see `packed`."""
+        return f"{self.work_dir}/shuffle"
+
+    @property
+    def num_parts(self) -> int:
+        """Into how many packs all photos are grouped: each is held in memory by itself, at about 2 kB per photo."""
+        return 16 + self.num_photos // 50_000
+
+    @property
     def report_dir(self) -> str:
         """For what the pipeline reports."""
         return f"{self.work_dir}/report"
@@ -142,6 +152,6 @@ def remove_old_output(settings: Settings) -> None:
     for path in output.iterdir():
         if _OUTPUT.fullmatch(path.name):
             path.unlink()
-    for folder in (settings.index_dir, settings.report_dir):
+    for folder in (settings.index_dir, settings.report_dir, settings.shuffle_dir):
         shutil.rmtree(folder, ignore_errors=True)
     pathlib.Path(settings.progress_path).unlink(missing_ok=True)

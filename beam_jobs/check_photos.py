@@ -7,11 +7,14 @@ import os
 import pathlib
 from collections.abc import Iterator
 
-from beam_jobs import build_output, progress, remote, runners
+from beam_jobs import build_output, packed, progress, remote, runners
 from carbrand import errors, files
 from carbrand.data import cache, catalogue, images, manifest, paths, records, sources
 
 beam = runners.beam  # not imported here: runners keeps it quiet
+
+PHOTOS_PER_PACK = 32  # of those still to be checked, at least: few enough that all workers end at about the same time
+OLD_PHOTOS_PER_PACK = 500
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +60,7 @@ class OldShard:
 
 
 class CheckPhotos(beam.PTransform):
-    """PBegin -> PCollection[Checked]: the photos of a listing, each read, checked and normalised."""
+    """PBegin -> PCollection[Pack[Checked]]: the photos of a listing, each read, checked and normalised."""
 
     def __init__(self, listing_paths: tuple[str, ...], settings: build_output.Settings) -> None:
         """Sets the files of the listing, on a disk that all workers share."""
@@ -70,14 +73,14 @@ class CheckPhotos(beam.PTransform):
         return (
             begin
             | "Listing" >> beam.Create(self._paths)  # path
-            | "ReadListing" >> beam.FlatMap(sources.read_chunk)  # Photo
-            | "SpreadOverWorkers" >> beam.Reshuffle()  # Photo
-            | "Check" >> beam.Map(check, self._settings)  # Checked
+            | "Slices" >> beam.FlatMap(sources.slices_of_chunk, PHOTOS_PER_PACK)  # (path, place, number of photos)
+            | "SpreadOverWorkers" >> beam.Reshuffle()  # (path, place, number of photos)
+            | "Check" >> beam.Map(check_slice, self._settings)  # Pack[Checked]
         )
 
 
 class ReadOldPhotos(beam.PTransform):
-    """PBegin -> PCollection[Checked]: the photos of a dataset, as they were decided on, their pixels in the cache."""
+    """PBegin -> PCollection[Pack[Checked]]: the photos of a dataset, as they were decided on, pixels in the cache."""
 
     def __init__(self, folder: str, dataset: manifest.Manifest, settings: build_output.Settings) -> None:
         """Sets the dataset, on a disk that all workers share."""
@@ -96,14 +99,19 @@ class ReadOldPhotos(beam.PTransform):
             begin
             | "OldShards" >> beam.Create(self._shards)  # OldShard
             | "SpreadShards" >> beam.Reshuffle()  # OldShard
-            | "ReadOld" >> beam.FlatMap(read_old, self._settings)  # Checked
+            | "ReadOld" >> beam.FlatMap(_old_packs, self._settings)  # Pack[Checked]
         )
         conflicts = (
             begin
             | "OldFolder" >> beam.Create([self._folder])  # path
-            | "ReadConflicts" >> beam.FlatMap(read_old_conflicts)  # Checked
+            | "ReadConflicts" >> beam.FlatMap(_conflict_packs)  # Pack[Checked]
         )
-        return (kept, conflicts) | "KeptAndConflicts" >> beam.Flatten()  # Checked
+        return (kept, conflicts) | "KeptAndConflicts" >> beam.Flatten()  # Pack[Checked]
+
+
+def check_slice(place: tuple[str, int, int], settings: build_output.Settings) -> packed.Pack:
+    """`check` for the photos of a slice of the listing."""
+    return packed.Pack(check(photo, settings) for photo in sources.read_slice(place))
 
 
 def check(photo: sources.Photo, settings: build_output.Settings) -> Checked:
@@ -238,6 +246,14 @@ def count_one(settings: build_output.Settings, what: bytes) -> None:
         os.write(descriptor, what)
     finally:
         os.close(descriptor)
+
+
+def _old_packs(shard: OldShard, settings: build_output.Settings) -> Iterator[packed.Pack]:
+    return packed.packs(read_old(shard, settings), OLD_PHOTOS_PER_PACK)
+
+
+def _conflict_packs(folder: str) -> Iterator[packed.Pack]:
+    return packed.packs(read_old_conflicts(folder), OLD_PHOTOS_PER_PACK)
 
 
 def _read(photo: sources.Photo, settings: build_output.Settings) -> bytes:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from beam_jobs import build_output, check_photos, progress, report, runners
+from beam_jobs import build_output, check_photos, packed, progress, report, runners
 from carbrand.data import duplicates, images, near_duplicates, paths
 
 beam = runners.beam  # not imported here: runners keeps it quiet
@@ -20,16 +20,13 @@ Checked = check_photos.Checked
 
 MAX_CONFIRMED = 30  # candidates of one photo: thousands of shots in one pose would take hours; the most alike are tried
 
-# A photo is in about 15 buckets. One row for each through Beam would cost as much as all else, so they are packed: by
-# batches of photos, for parts of the buckets, of which each is about 90 MB where there are many photos.
-PHOTOS_PER_BATCH, PHOTOS_PER_PART = 1_000, 50_000
 BUCKET_DTYPE = np.dtype([("bucket", "<u4"), ("name", "u1", 32), ("signature", "u1", near_duplicates.SIGNATURE_BYTES)])
 
 Files = tuple[Checked, ...]  # with equal bytes, in a fixed order; named by the cache key of the first
 
 
 class FindCopies(beam.PTransform):
-    """PCollection[Checked] -> PCollection[duplicates.Resolution], whose copies have a Checked as `source`."""
+    """PCollection[Pack[Checked]] -> PCollection[Pack[duplicates.Resolution]], whose copies have a Checked as `source`."""
 
     def __init__(self, settings: build_output.Settings) -> None:
         """Sets the policy, and the cache with the pixels."""
@@ -38,46 +35,48 @@ class FindCopies(beam.PTransform):
         self._settings = settings
 
     def expand(self, checked: beam.PCollection) -> beam.PCollection:
-        """The steps."""
+        """The steps; elements are packs of what is noted."""
         same_bytes = (
             checked
-            | "WithHash" >> beam.FlatMap(_with_hash)  # (hash of the file, Checked)
-            | "GroupHash" >> beam.GroupByKey()  # (hash of the file, [Checked])
-            | "ExactCopies" >> beam.FlatMap(_exact_copies)  # (name, Files)
+            | "WithHash" >> packed.FlatMap(_with_hash)  # (hash of the file, Checked)
+            | "GroupHash" >> self._group_by_key()  # (hash of the file, [Checked])
+            | "ExactCopies" >> packed.FlatMap(_exact_copies)  # (name, Files)
         )
         same_photo = (
-            same_bytes | "OneByOne" >> beam.Map(_one_by_one)  # [Files]
+            same_bytes | "OneByOne" >> packed.Map(_one_by_one)  # [Files]
             if self._policy.near_duplicates == "off"
             else self._join_near_copies(same_bytes)
         )
-        return same_photo | "Resolve" >> beam.Map(_resolve, self._policy)  # Resolution
+        return same_photo | "Resolve" >> packed.Map(_resolve, self._policy)  # Resolution
+
+    def _group_by_key(self) -> packed.GroupByKey:
+        return packed.GroupByKey(self._settings.shuffle_dir, self._settings.num_parts)
 
     def _join_near_copies(self, same_bytes: beam.PCollection) -> beam.PCollection:
-        """PCollection[(name, Files)] -> PCollection[[Files]]."""
+        """PCollection[Pack[(name, Files)]] -> PCollection[Pack[[Files]]]."""
+        folder = self._settings.shuffle_dir
         clusters = (
             same_bytes
-            | "WithBatch" >> beam.Map(_with_batch, 1 + self._settings.num_photos // PHOTOS_PER_BATCH)
-            | "GroupBatch" >> beam.GroupByKey()  # (batch, [(name, signature)])
-            | "Buckets" >> beam.FlatMap(_buckets, 16 + self._settings.num_photos // PHOTOS_PER_PART)
-            | "GroupPart" >> beam.GroupByKey()  # (part, [BUCKET_DTYPE as bytes])
-            | "Candidates" >> beam.FlatMap(_candidates)  # (name, name)
-            | "GroupCandidates" >> beam.GroupByKey()  # (name, [name])
-            | "Confirm" >> beam.FlatMap(_confirm, self._settings)  # (name, name)
-            | "LinksTogether" >> beam.Map(with_one_key)  # ("", (name, name))
-            | "GroupLinks" >> beam.GroupByKey()  # ("", [(name, name)])
-            | "Clusters" >> beam.FlatMap(connect)  # (name, cluster)
+            | "Buckets" >> beam.Map(_buckets, self._settings.num_parts)  # (part, BUCKET_DTYPE as bytes)
+            | "GroupPart" >> packed.GroupBytes(folder)  # a part alone, no pack: (part, [Slice])
+            | "Candidates" >> beam.Map(_candidates)  # (name, name)
+            | "GroupCandidates" >> self._group_by_key()  # (name, [name])
+            | "Confirm" >> packed.FlatMap(_confirm, self._settings)  # (name, name)
+            | "LinksTogether" >> packed.Map(with_one_key)  # ("", (name, name))
+            | "GroupLinks" >> packed.GroupApart(folder)  # all together, no pack: ("", (name, name))
+            | "Clusters" >> beam.Map(connect)  # (name, cluster)
         )
         joined = (
             (same_bytes, clusters)
             | "FilesAndClusters" >> beam.Flatten()  # (name, Files | cluster)
-            | "JoinClusters" >> beam.GroupByKey()  # (name, [Files, cluster])
+            | "JoinClusters" >> self._group_by_key()  # (name, [Files, cluster])
         )
-        alone = joined | "Alone" >> beam.FlatMap(_alone)  # [Files]
+        alone = joined | "Alone" >> packed.FlatMap(_alone)  # [Files]
         near = (
             joined
-            | "WithCluster" >> beam.FlatMap(_with_cluster)  # (cluster, Files)
-            | "GroupCluster" >> beam.GroupByKey()  # (cluster, [Files])
-            | "NearCopies" >> beam.Map(_near_copies)  # [Files]
+            | "WithCluster" >> packed.FlatMap(_with_cluster)  # (cluster, Files)
+            | "GroupCluster" >> self._group_by_key()  # (cluster, [Files])
+            | "NearCopies" >> packed.Map(_near_copies)  # [Files]
         )
         return (alone, near) | "AllPhotos" >> beam.Flatten()  # [Files]
 
@@ -98,9 +97,9 @@ def with_one_key(value: Any) -> tuple[str, Any]:
     return "", value
 
 
-def connect(element: tuple[str, Iterable[tuple[str, str]]]) -> list[tuple[str, str]]:
+def connect(element: tuple[str, Iterable[tuple[str, str]]]) -> packed.Pack:
     """("", links) -> each linked name with that of its cluster."""
-    return sorted(duplicates.components(element[1]).items())
+    return packed.Pack(sorted(duplicates.components(element[1]).items()))
 
 
 def _with_hash(checked: Checked) -> Iterator[tuple[str, Checked]]:
@@ -121,24 +120,19 @@ def _one_by_one(element: tuple[str, Files]) -> list[Files]:
     return [element[1]]
 
 
-def _with_batch(element: tuple[str, Files], num_batches: int) -> tuple[int, tuple[bytes, bytes]]:
-    name, copies = bytes.fromhex(element[0]), element[1]
-    return int.from_bytes(name[:4], "big") % num_batches, (name, bytes.fromhex(copies[0].signature))
-
-
-def _buckets(element: tuple[int, Iterable[tuple[bytes, bytes]]], num_parts: int) -> Iterator[tuple[int, bytes]]:
-    """(batch, its photos) -> (part, the entries of its buckets, of BUCKET_DTYPE)."""
+def _buckets(pack: packed.Pack, num_parts: int) -> packed.Pack:
+    """Packs the entries of all buckets of the photos in `pack` by part: one row for each would cost as all else."""
     parts = collections.defaultdict(list)
-    for name, signature in element[1]:
+    for name, copies in pack:
+        signature = bytes.fromhex(copies[0].signature)
         for key in near_duplicates.bucket_keys(signature):
             bucket = int.from_bytes(key, "little")
-            parts[bucket % num_parts].append(key + name + signature)
-    for part, entries in sorted(parts.items()):
-        yield part, b"".join(entries)
+            parts[bucket % num_parts].append(key + bytes.fromhex(name) + signature)
+    return packed.Pack((part, b"".join(entries)) for part, entries in parts.items())
 
 
-def _candidates(element: tuple[int, Iterable[bytes]]) -> list[tuple[str, str]]:
-    entries = np.frombuffer(b"".join(element[1]), BUCKET_DTYPE)
+def _candidates(element: tuple[int, Iterable[packed.Slice]]) -> packed.Pack:
+    entries = np.frombuffer(b"".join(part.read() for part in element[1]), BUCKET_DTYPE)
     entries = entries[np.argsort(entries["bucket"])]
     found: set[tuple[str, str]] = set()
     for members in np.split(entries, np.flatnonzero(np.diff(entries["bucket"])) + 1):
@@ -148,7 +142,7 @@ def _candidates(element: tuple[int, Iterable[bytes]]) -> list[tuple[str, str]]:
                     (member["name"].tobytes().hex(), member["signature"].tobytes()) for member in members
                 )
             )
-    return sorted(found)
+    return packed.Pack(sorted(found))
 
 
 def _confirm(element: tuple[str, Iterable[str]], settings: build_output.Settings) -> Iterator[tuple[str, str]]:

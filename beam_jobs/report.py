@@ -11,7 +11,7 @@ import pathlib
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from beam_jobs import runners
+from beam_jobs import packed, runners
 from carbrand import files
 
 beam = runners.beam  # not imported here: runners keeps it quiet
@@ -22,19 +22,20 @@ _PARTS = 256  # per kind, so that no step holds all rows
 
 
 class WriteRows(beam.PTransform):
-    """PCollection[Row] -> PCollection[None]; `read` gives the rows back."""
+    """PCollection[Pack[Row]] -> PCollection[None]; `read` gives the rows back."""
 
-    def __init__(self, folder: str) -> None:
-        """Sets the folder, on a disk that all workers share."""
+    def __init__(self, folder: str, shuffle_dir: str) -> None:
+        """Sets the folder, and that for rows that wait, on a disk that all workers share."""
         super().__init__()
         self._folder = folder
+        self._shuffle_dir = shuffle_dir
 
     def expand(self, rows: beam.PCollection) -> beam.PCollection:
         """The steps."""
         return (
             rows
-            | "WithPart" >> beam.Map(_with_part)  # (part name, JSON object)
-            | "GroupPart" >> beam.GroupByKey()  # (part name, [JSON object])
+            | "WithPart" >> packed.Map(_with_part)  # Pack[(part name, JSON object)]
+            | "GroupPart" >> packed.GroupApart(self._shuffle_dir)  # (part name, [JSON object])
             | "WritePart" >> beam.Map(_write_part, self._folder)  # None
         )
 

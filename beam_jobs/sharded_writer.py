@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from beam_jobs import runners
+from beam_jobs import packed, runners
 from carbrand import files
 from carbrand.data import catalogue, manifest, records
 
@@ -122,7 +122,7 @@ class _Placed:
 
 
 class WriteShards(beam.PTransform):
-    """PCollection[Record] -> PCollection[WrittenShard].
+    """PCollection[Pack[Record]] -> PCollection[WrittenShard].
 
     Writing is idempotent: a runner may do a shard twice, or in two workers at once.
     """
@@ -133,6 +133,8 @@ class WriteShards(beam.PTransform):
         index_dir: str,
         encode: Callable[[Record], tuple[bytes, catalogue.Row]],
         *,
+        shuffle_dir: str,
+        num_parts: int,
         seed: int,
         sizing: Sizing,
     ) -> None:
@@ -142,6 +144,8 @@ class WriteShards(beam.PTransform):
             output_dir: for the shards and the catalogue; on a disk that all workers share.
             index_dir: for the parts of the index, one file per shard.
             encode: makes the payload of a record, and its row of the catalogue; picklable.
+            shuffle_dir: for records that wait, on a disk that all workers share.
+            num_parts: into how many packs all records are grouped.
             seed: of the order.
             sizing: how many shards to make.
         """
@@ -149,28 +153,33 @@ class WriteShards(beam.PTransform):
         self._output_dir = output_dir
         self._index_dir = index_dir
         self._encode = encode
+        self._shuffle_dir = shuffle_dir
+        self._num_parts = num_parts
         self._seed = seed
         self._sizing = sizing
 
     def expand(self, pcoll: beam.PCollection) -> beam.PCollection:
-        """The steps."""
-        records_by_bucket = pcoll | "Bucket" >> beam.Map(_with_bucket, self._seed)  # (bucket name, Record)
+        """The steps; elements are packs of what is noted."""
+        records_by_bucket = pcoll | "Bucket" >> packed.Map(_with_bucket, self._seed)  # (bucket name, Record)
         plans = (
             records_by_bucket
-            | "SizeOfRecord" >> beam.Map(_num_bytes)  # (bucket name, bytes)
-            | "GroupBucket" >> beam.GroupByKey()  # (bucket name, [bytes])
-            | "SizeOfBucket" >> beam.Map(_bucket_size)  # ("", _BucketSize)
-            | "GroupSizes" >> beam.GroupByKey()  # ("", [_BucketSize])
-            | "Plan" >> beam.FlatMap(_plan, self._sizing)  # (bucket name, _Plan)
+            | "SizeOfRecord" >> packed.Map(_num_bytes)  # (bucket name, bytes)
+            | "GroupBucket" >> self._group_by_key()  # (bucket name, [bytes])
+            | "SizeOfBucket" >> packed.Map(_bucket_size)  # ("", _BucketSize)
+            | "GroupSizes" >> packed.GroupApart(self._shuffle_dir)  # all together, no pack: ("", [_BucketSize])
+            | "Plan" >> beam.Map(_plan, self._sizing)  # (bucket name, _Plan)
         )
         return (
             (records_by_bucket, plans)
             | "RecordsAndPlans" >> beam.Flatten()  # (bucket name, Record | _Plan)
-            | "JoinPlans" >> beam.GroupByKey()  # (bucket name, [Record | _Plan])
-            | "Place" >> beam.FlatMap(_place, self._seed)  # (shard name, _Placed)
-            | "GroupShard" >> beam.GroupByKey()  # (shard name, [_Placed])
+            | "JoinPlans" >> self._group_by_key()  # (bucket name, [Record | _Plan])
+            | "Place" >> packed.FlatMap(_place, self._seed)  # (shard name, _Placed)
+            | "GroupShard" >> packed.GroupApart(self._shuffle_dir)  # a shard alone, no pack: (shard name, [_Placed])
             | "WriteShard" >> beam.Map(_write_shard, self._output_dir, self._index_dir, self._encode)  # WrittenShard
         )
+
+    def _group_by_key(self) -> packed.GroupByKey:
+        return packed.GroupByKey(self._shuffle_dir, self._num_parts)
 
 
 def index_part(split: str, number: int) -> str:
@@ -198,7 +207,7 @@ def _bucket_size(element: tuple[str, Iterable[int]]) -> tuple[str, _BucketSize]:
     return "", _BucketSize(split, int(bucket), len(sizes), sum(sizes))
 
 
-def _plan(element: tuple[str, Iterable[_BucketSize]], sizing: Sizing) -> Iterator[tuple[str, _Plan]]:
+def _plan(element: tuple[str, Iterable[_BucketSize]], sizing: Sizing) -> packed.Pack:
     buckets = sorted(element[1], key=lambda size: (size.split, size.bucket))
     sizes: dict[str, int] = {}
     num_bytes: dict[str, int] = {}
@@ -208,9 +217,10 @@ def _plan(element: tuple[str, Iterable[_BucketSize]], sizing: Sizing) -> Iterato
         sizes[bucket.split] = sizes.get(bucket.split, 0) + bucket.num_records
         num_bytes[bucket.split] = num_bytes.get(bucket.split, 0) + bucket.num_bytes
     num_shards = sizing.num_shards(sizes, num_bytes)
-    for bucket, first_rank in zip(buckets, first_ranks, strict=True):
-        plan = _Plan(first_rank, sizes[bucket.split], num_shards[bucket.split])
-        yield f"{bucket.split}/{bucket.bucket:04d}", plan
+    return packed.Pack(
+        (f"{bucket.split}/{bucket.bucket:04d}", _Plan(first_rank, sizes[bucket.split], num_shards[bucket.split]))
+        for bucket, first_rank in zip(buckets, first_ranks, strict=True)
+    )
 
 
 def _place(element: tuple[str, Iterable[Record | _Plan]], seed: int) -> Iterator[tuple[str, _Placed]]:

@@ -159,9 +159,25 @@ def write_listing(photos: Iterable[Photo], folder: pathlib.Path, *, known_brands
 
 def read_chunk(path: str) -> Iterator[Photo]:
     """The photos of one of `Listing.paths`."""
-    with pathlib.Path(path).open(encoding="ascii") as file:
-        for line in file:
-            yield Photo(**json.loads(line))
+    with pathlib.Path(path).open("rb") as file:
+        yield from map(_parse, file)
+
+
+def slices_of_chunk(path: str, num_photos: int) -> Iterator[tuple[str, int, int]]:
+    """One of `Listing.paths`, in slices of so many photos, for `read_slice`."""
+    with pathlib.Path(path).open("rb") as file:
+        offset = 0
+        while lines := list(itertools.islice(file, num_photos)):
+            yield path, offset, len(lines)
+            offset += sum(map(len, lines))
+
+
+def read_slice(place: tuple[str, int, int]) -> Iterator[Photo]:
+    """The photos of one of the slices that `slices_of_chunk` finds."""
+    path, offset, num_photos = place
+    with pathlib.Path(path).open("rb") as file:
+        file.seek(offset)
+        yield from map(_parse, itertools.islice(file, num_photos))
 
 
 def name_of(uri: str, root: str) -> str:
@@ -248,6 +264,10 @@ def _fingerprint(chunks: Iterable[str], root: str) -> str:
             row = [name_of(photo.uri, root), *list(vars(photo).values())[1:]]
             total += int.from_bytes(hashlib.sha256(json.dumps(row).encode()).digest(), "big")
     return f"{total % 2**256:064x}"
+
+
+def _parse(line: bytes) -> Photo:
+    return Photo(**json.loads(line))
 
 
 def _read(
