@@ -31,6 +31,7 @@ from carbrand.data import brands, catalogue, leakage, manifest, paths, records, 
 
 beam = runners.beam  # not imported here: runners keeps it quiet
 
+_LEAK_FEATURES = ("image/key/sha256", "image/group")
 LEAK_BUCKETS = 256  # of the leakage gate; 54 bytes per photo are held while one of them is checked
 
 
@@ -324,16 +325,13 @@ def _keys_of_shard(written: sharded_writer.WrittenShard, settings: build_output.
     path = pathlib.Path(settings.output_dir, shard.name)
     with path.open("rb") as file:
         for number, payload in enumerate(records.read_all(file, where=str(path))):
-            record = records.parse(payload)
-            sha256, group = record["image/key/sha256"], record["image/group"]
-            assert isinstance(sha256, bytes)
-            assert isinstance(group, bytes)
-            keys.add(number, sha256=sha256, group=group)
+            found = records.parse_bytes(payload, _LEAK_FEATURES)
+            keys.add(number, sha256=found["image/key/sha256"], group=found["image/group"])
     return packed.Pack(leakage.by_bucket(keys.array(), LEAK_BUCKETS))
 
 
 def _leak_rows(element: tuple[int, Iterable[packed.Slice]]) -> packed.Pack:
-    keys = np.frombuffer(b"".join(part.read() for part in element[1]), leakage.KEY_DTYPE)
+    keys = np.frombuffer(packed.join(element[1]), leakage.KEY_DTYPE)
     return packed.Pack(("leak", _leak_row(pair)) for pair in leakage.find(keys))
 
 

@@ -26,7 +26,7 @@ Files = tuple[Checked, ...]  # with equal bytes, in a fixed order; named by the 
 
 
 class FindCopies(beam.PTransform):
-    """PCollection[Pack[Checked]] -> PCollection[Pack[duplicates.Resolution]], whose copies have a Checked as `source`."""
+    """PCollection[Pack[Checked]] -> PCollection[Pack[duplicates.Resolution]]; the `source` of copies is a Checked."""
 
     def __init__(self, settings: build_output.Settings) -> None:
         """Sets the policy, and the cache with the pixels."""
@@ -132,7 +132,7 @@ def _buckets(pack: packed.Pack, num_parts: int) -> packed.Pack:
 
 
 def _candidates(element: tuple[int, Iterable[packed.Slice]]) -> packed.Pack:
-    entries = np.frombuffer(b"".join(part.read() for part in element[1]), BUCKET_DTYPE)
+    entries = np.frombuffer(packed.join(element[1]), BUCKET_DTYPE)
     entries = entries[np.argsort(entries["bucket"])]
     found: set[tuple[str, str]] = set()
     for members in np.split(entries, np.flatnonzero(np.diff(entries["bucket"])) + 1):

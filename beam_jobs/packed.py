@@ -57,12 +57,17 @@ def packs(rows: Iterable[Any], size: int) -> Iterator[Pack]:
         yield pack
 
 
-def Map(function: Callable[..., Any], *arguments: Any) -> beam.ParDo:  # noqa: N802  as Beam's
+def join(slices: Iterable[Slice]) -> bytes:
+    """All bytes of a group of `GroupBytes`, in no order."""
+    return b"".join(part.read() for part in slices)
+
+
+def Map(function: Callable[..., Any], *arguments: Any) -> beam.ParDo:
     """PCollection[Pack[A]] -> PCollection[Pack[B]]: `function(row, *arguments)` for each row."""
     return beam.Map(_map, function, *arguments)
 
 
-def FlatMap(function: Callable[..., Iterable[Any]], *arguments: Any) -> beam.ParDo:  # noqa: N802  as Beam's
+def FlatMap(function: Callable[..., Iterable[Any]], *arguments: Any) -> beam.ParDo:
     """PCollection[Pack[A]] -> PCollection[Pack[B]]: all that `function(row, *arguments)` yields for each row."""
     return beam.Map(_flat_map, function, *arguments)
 
@@ -77,11 +82,7 @@ class GroupBytes(beam.PTransform):
 
     def expand(self, packs: beam.PCollection) -> beam.PCollection:
         """The steps."""
-        return (
-            packs
-            | "Write" >> beam.FlatMap(_write, self._folder)  # (key, Slice)
-            | "Group" >> beam.GroupByKey()  # (key, [Slice])
-        )
+        return packs | beam.FlatMap(_write, self._folder) | beam.GroupByKey()
 
 
 class GroupApart(beam.PTransform):
@@ -94,12 +95,7 @@ class GroupApart(beam.PTransform):
 
     def expand(self, packs: beam.PCollection) -> beam.PCollection:
         """The steps."""
-        return (
-            packs
-            | "Pickle" >> beam.Map(_pickle_by_key)  # Pack[(key, values as bytes)]
-            | GroupBytes(self._folder)  # (key, [Slice])
-            | "Rows" >> beam.Map(_with_rows)  # (key, Rows)
-        )
+        return packs | beam.FlatMap(_write_by_key, self._folder) | beam.GroupByKey() | beam.Map(_with_rows)
 
 
 class GroupByKey(beam.PTransform):
@@ -114,10 +110,7 @@ class GroupByKey(beam.PTransform):
     def expand(self, packs: beam.PCollection) -> beam.PCollection:
         """The steps."""
         return (
-            packs
-            | "WithPart" >> beam.Map(_with_part, self._num_parts)  # Pack[(part, (key, value))]
-            | GroupApart(self._folder)  # (part, Rows)
-            | "Groups" >> beam.Map(_groups)  # Pack[(key, [value])]
+            packs | beam.FlatMap(_write_by_part, self._folder, self._num_parts) | beam.GroupByKey() | beam.Map(_groups)
         )
 
 
@@ -130,7 +123,9 @@ def _flat_map(pack: Pack, function: Callable[..., Iterable[Any]], *arguments: An
 
 
 def _write(pack: Pack, folder: str) -> Iterator[tuple[Any, Slice]]:
-    """Named by their content, so that a step that runs twice writes the same again, or beside it."""
+    """(key, bytes) -> (key, where they are): in one file, named by its content: a step may run twice."""
+    if not pack:
+        return
     content = b"".join(value for _, value in pack)
     name = hashlib.sha256(content).hexdigest()
     path = pathlib.Path(folder, name[:2], name)
@@ -149,11 +144,15 @@ def _write_once(path: pathlib.Path, content: bytes) -> None:
     os.replace(temporary, path)
 
 
-def _pickle_by_key(pack: Pack) -> Pack:
+def _write_by_key(pack: Pack, folder: str) -> Iterator[tuple[Any, Slice]]:
     values = collections.defaultdict(list)
     for key, value in pack:
         values[key].append(value)
-    return Pack((key, pickle.dumps(found, pickle.HIGHEST_PROTOCOL)) for key, found in values.items())
+    return _write(Pack((key, pickle.dumps(found, pickle.HIGHEST_PROTOCOL)) for key, found in values.items()), folder)
+
+
+def _write_by_part(pack: Pack, folder: str, num_parts: int) -> Iterator[tuple[int, Slice]]:
+    return _write_by_key(Pack((zlib.crc32(row[0].encode()) % num_parts, row) for row in pack), folder)
 
 
 def _with_rows(element: tuple[Any, Iterable[Slice]]) -> tuple[Any, Any]:
@@ -161,12 +160,8 @@ def _with_rows(element: tuple[Any, Iterable[Slice]]) -> tuple[Any, Any]:
     return element[0], Rows(tuple(element[1]))
 
 
-def _with_part(pack: Pack, num_parts: int) -> Pack:
-    return Pack((zlib.crc32(row[0].encode()) % num_parts, row) for row in pack)
-
-
-def _groups(element: tuple[int, Iterable[Any]]) -> Pack:
+def _groups(element: tuple[int, Iterable[Slice]]) -> Pack:
     groups = collections.defaultdict(list)
-    for key, value in element[1]:
+    for key, value in Rows(tuple(element[1])):
         groups[key].append(value)
     return Pack(groups.items())

@@ -8,11 +8,11 @@ import functools
 import os
 import pathlib
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from beam_jobs import report, runners
+from beam_jobs import packed, report, runners
 from carbrand import errors, files
 from carbrand.data import leakage, manifest, verify
 from carbrand.data.verify_shard import Problem, Scan
@@ -62,17 +62,18 @@ def build_pipeline(folder: str, built: manifest.Manifest, work_dir: str, pipelin
         | "SpreadOverWorkers" >> beam.Reshuffle()  # Task
         | "Perform" >> beam.Map(_perform, folder, manifest_hash)  # Scan
     )
+    shuffle_dir = f"{work_dir}/shuffle"
     leaks = (
         scans
-        | "Bucket" >> beam.FlatMap(_buckets, num_buckets)  # (bucket, KEY_DTYPE as bytes)
-        | "GroupBucket" >> beam.GroupByKey()  # (bucket, [KEY_DTYPE as bytes])
-        | "FindLeaks" >> beam.FlatMap(_leaks, folder, manifest_hash)  # Problem
+        | "Bucket" >> beam.Map(_buckets, num_buckets)  # Pack[(bucket, KEY_DTYPE as bytes)]
+        | "GroupBucket" >> packed.GroupBytes(shuffle_dir)  # (bucket, [Slice])
+        | "FindLeaks" >> beam.Map(_leaks, folder, manifest_hash)  # Pack[Problem]
     )
     _ = (
-        (scans | "Problems" >> beam.FlatMap(_problems), leaks)
-        | "AllProblems" >> beam.Flatten()  # Problem
-        | "ProblemRows" >> beam.Map(_row)  # report.Row
-        | "WriteRows" >> report.WriteRows(work_dir)
+        (scans | "Problems" >> beam.Map(_problems), leaks)
+        | "AllProblems" >> beam.Flatten()  # Pack[Problem]
+        | "ProblemRows" >> packed.Map(_row)  # Pack[report.Row]
+        | "WriteRows" >> report.WriteRows(work_dir, shuffle_dir)
     )
 
 
@@ -99,17 +100,18 @@ def _perform(task: verify.Task, folder: str, manifest_hash: str) -> Scan:
     return verify.perform(pathlib.Path(folder), _manifest(folder, manifest_hash), task)
 
 
-def _problems(scan: Scan) -> list[Problem]:
-    return scan.problems
+def _problems(scan: Scan) -> packed.Pack:
+    return packed.Pack(scan.problems)
 
 
-def _buckets(scan: Scan, num_buckets: int) -> Iterator[tuple[int, bytes]]:
-    yield from leakage.by_bucket(scan.keys, num_buckets)
+def _buckets(scan: Scan, num_buckets: int) -> packed.Pack:
+    return packed.Pack(leakage.by_bucket(scan.keys, num_buckets))
 
 
-def _leaks(element: tuple[int, Iterable[bytes]], folder: str, manifest_hash: str) -> list[Problem]:
-    keys = np.frombuffer(b"".join(element[1]), leakage.KEY_DTYPE)
-    return verify.describe_leaks(pathlib.Path(folder), _manifest(folder, manifest_hash), leakage.find(keys))
+def _leaks(element: tuple[int, Iterable[packed.Slice]], folder: str, manifest_hash: str) -> packed.Pack:
+    keys = np.frombuffer(packed.join(element[1]), leakage.KEY_DTYPE)
+    found = verify.describe_leaks(pathlib.Path(folder), _manifest(folder, manifest_hash), leakage.find(keys))
+    return packed.Pack(found)
 
 
 def _row(problem: Problem) -> report.Row:

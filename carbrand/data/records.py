@@ -6,7 +6,7 @@ half a gigabyte to import in every Beam worker, and without protobuf, whose orde
 
 import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import TYPE_CHECKING, BinaryIO
 
 import google_crc32c
@@ -82,6 +82,18 @@ def parse(serialized: bytes) -> dict[str, bytes | int]:
     if {name: type(value) for name, value in record.items()} != FEATURES:
         raise ValueError(f"a record has the features {sorted(FEATURES)}. Received: {sorted(record)}")
     return record
+
+
+def parse_bytes(serialized: bytes, names: Collection[str]) -> dict[str, bytes]:
+    """Some of the features of kind bytes, of a record that is known to be sound: faster than `parse`."""
+    ((_, features),) = _fields(serialized)
+    found = {}
+    for _, content in _fields(features):
+        (_, name), (_, feature) = _fields(content)
+        if name.decode() in names:
+            ((_, values),) = _fields(feature)
+            ((_, found[name.decode()]),) = _fields(values)
+    return found
 
 
 def frame(payload: bytes) -> bytes:

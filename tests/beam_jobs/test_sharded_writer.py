@@ -5,7 +5,7 @@ import apache_beam as beam
 import numpy as np
 import pytest
 
-from beam_jobs import runners, sharded_writer
+from beam_jobs import packed, runners, sharded_writer
 from beam_jobs.sharded_writer import Record, Sizing
 from carbrand import files
 from carbrand.data import catalogue, records
@@ -28,14 +28,18 @@ def make_records(train=500, test=7):
 
 
 def write(folder, items, *, num_train_shards, seed=0):
+    _write(folder, items, encode, seed=seed, sizing=Sizing(num_train_shards))
+    return {path.name: path.read_bytes() for path in sorted((folder / "out").glob("*.tfrecord-*"))}
+
+
+def _write(folder, items, encode, **how):
+    out, index, shuffle = (str(folder / name) for name in ("out", "index", "shuffle"))
+
     def build(pipeline):
-        writer = sharded_writer.WriteShards(
-            str(folder / "out"), str(folder / "index"), encode, seed=seed, sizing=Sizing(num_train_shards)
-        )
-        _ = pipeline | beam.Create(items) | beam.Reshuffle() | writer
+        writer = sharded_writer.WriteShards(out, index, encode, shuffle_dir=shuffle, num_parts=3, **how)
+        _ = pipeline | beam.Create(list(packed.packs(items, 50))) | beam.Reshuffle() | writer
 
     runners.run(build, runners.make_options(1, workers=1, beam_args=()), folder=str(folder))
-    return {path.name: path.read_bytes() for path in sorted((folder / "out").glob("*.tfrecord-*"))}
 
 
 def payloads(content):
@@ -117,17 +121,8 @@ def test_a_failed_payload_leaves_no_shard(tmp_path):
     items[1] = dataclasses.replace(items[1], key=None, source=None)
     (tmp_path / "out").mkdir()
     with pytest.raises(Exception, match="encode"):
-        _write_broken(tmp_path, items)
+        _write(tmp_path, items, _no_payload, seed=0, sizing=Sizing(1))
     assert list((tmp_path / "out").iterdir()) == []
-
-
-def _write_broken(folder, items):
-    def build(pipeline):
-        out, index = str(folder / "out"), str(folder / "index")
-        writer = sharded_writer.WriteShards(out, index, _no_payload, seed=0, sizing=Sizing(1))
-        _ = pipeline | beam.Create(items) | writer
-
-    runners.run(build, runners.make_options(1, workers=1, beam_args=()), folder=str(folder))
 
 
 def _no_payload(record):

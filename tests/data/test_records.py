@@ -43,6 +43,12 @@ def test_parse_gives_back_what_was_encoded(seed):
     assert records.parse(records.encode(record)) == record
 
 
+@pytest.mark.parametrize("seed", range(50))
+def test_single_features_are_parsed_as_all_are(seed):
+    record, names = random_record(seed), ("image/group", "image/encoded")
+    assert records.parse_bytes(records.encode(record), names) == {name: record[name] for name in names}
+
+
 def test_what_is_no_record_is_not_parsed():
     whole = records.encode(random_record(1))
     for content in (b"", b"\x0a", whole[:-1], whole + b"\x0a\x00", whole[2:], b"\xff" * 30):

@@ -287,6 +287,15 @@ def test_chunks_are_enough_for_many_workers_and_never_large(tmp_path):
     assert max(sizes) <= 5000
 
 
+@pytest.mark.parametrize("size", [1, 3, 7, 100])
+def test_the_slices_of_a_chunk_hold_its_photos_in_order(tmp_path, size):
+    (path,) = listed(tmp_path, many_photos("/ü", 7)).paths
+    slices = [list(sources.read_slice(place)) for place in sources.slices_of_chunk(path, size)]
+    assert [photo for photos in slices for photo in photos] == list(sources.read_chunk(path))
+    assert {len(photos) for photos in slices[:-1]} <= {size}
+    assert len(slices) == -(-7 // size)
+
+
 def test_a_new_listing_replaces_the_old_one(tmp_path):
     listed(tmp_path, many_photos("/x"))
     listing = listed(tmp_path, many_photos("/x", 2))
