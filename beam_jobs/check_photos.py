@@ -13,7 +13,8 @@ from carbrand.data import cache, catalogue, images, manifest, paths, records, so
 
 beam = runners.beam  # not imported here: runners keeps it quiet
 
-PHOTOS_PER_PACK = 32  # of those still to be checked, at least: few enough that all workers end at about the same time
+# Photos still to be checked: few enough in a pack that all workers end at about the same time, and not too many packs.
+MIN_PHOTOS_PER_PACK, MAX_PACKS = 32, 5_000
 OLD_PHOTOS_PER_PACK = 500
 
 
@@ -70,10 +71,11 @@ class CheckPhotos(beam.PTransform):
 
     def expand(self, begin: beam.Pipeline) -> beam.PCollection:
         """The steps."""
+        photos_per_pack = max(MIN_PHOTOS_PER_PACK, self._settings.num_photos // MAX_PACKS)
         return (
             begin
             | "Listing" >> beam.Create(self._paths)  # path
-            | "Slices" >> beam.FlatMap(sources.slices_of_chunk, PHOTOS_PER_PACK)  # (path, place, number of photos)
+            | "Slices" >> beam.FlatMap(sources.slices_of_chunk, photos_per_pack)  # (path, place, number of photos)
             | "SpreadOverWorkers" >> beam.Reshuffle()  # (path, place, number of photos)
             | "Check" >> beam.Map(check_slice, self._settings)  # Pack[Checked]
         )

@@ -49,6 +49,10 @@ class Rows:
         for part in self.slices:
             yield from pickle.loads(part.read())
 
+    def packs(self) -> list["Rows"]:
+        """The same rows in parts, one for each pack that they came in."""
+        return [Rows((part,)) for part in self.slices]
+
 
 def packs(rows: Iterable[Any], size: int) -> Iterator[Pack]:
     """`rows` in packs of `size`, the last one smaller."""
@@ -101,16 +105,26 @@ class GroupApart(beam.PTransform):
 class GroupByKey(beam.PTransform):
     """PCollection[Pack[(key, value)]] -> PCollection[Pack[(key, [value])]]: for many small groups, by strings."""
 
-    def __init__(self, folder: str, num_parts: int) -> None:
-        """Sets the folder for the files, on a disk that all workers share, and the number of packs that come out."""
+    def __init__(self, folder: str, num_parts: int, part_of: Callable[[str, int], int] | None = None) -> None:
+        """Sets the folder for the files, on a disk that all workers share, and what packs come out.
+
+        Args:
+            folder: for the files.
+            num_parts: packs that come out, at most.
+            part_of: in which of them (key, num_parts) goes; by default as its hash wants.
+        """
         super().__init__()
         self._folder = folder
         self._num_parts = num_parts
+        self._part_of = part_of or _hashed
 
     def expand(self, packs: beam.PCollection) -> beam.PCollection:
         """The steps."""
         return (
-            packs | beam.FlatMap(_write_by_part, self._folder, self._num_parts) | beam.GroupByKey() | beam.Map(_groups)
+            packs
+            | beam.FlatMap(_write_by_part, self._folder, self._num_parts, self._part_of)
+            | beam.GroupByKey()
+            | beam.Map(_groups)
         )
 
 
@@ -151,8 +165,14 @@ def _write_by_key(pack: Pack, folder: str) -> Iterator[tuple[Any, Slice]]:
     return _write(Pack((key, pickle.dumps(found, pickle.HIGHEST_PROTOCOL)) for key, found in values.items()), folder)
 
 
-def _write_by_part(pack: Pack, folder: str, num_parts: int) -> Iterator[tuple[int, Slice]]:
-    return _write_by_key(Pack((zlib.crc32(row[0].encode()) % num_parts, row) for row in pack), folder)
+def _write_by_part(
+    pack: Pack, folder: str, num_parts: int, part_of: Callable[[str, int], int]
+) -> Iterator[tuple[int, Slice]]:
+    return _write_by_key(Pack((part_of(row[0], num_parts), row) for row in pack), folder)
+
+
+def _hashed(key: str, num_parts: int) -> int:
+    return zlib.crc32(key.encode()) % num_parts
 
 
 def _with_rows(element: tuple[Any, Iterable[Slice]]) -> tuple[Any, Any]:

@@ -10,7 +10,7 @@ import dataclasses
 import hashlib
 import pathlib
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -51,7 +51,7 @@ class WrittenShard:
     number: int
     shard: manifest.Shard
     catalogue_sha256: str
-    sums: dict[str, Any]  # catalogue.sums of its records
+    sums: dict[str, Any]  # catalogue.Sums of its records
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,8 +116,6 @@ class _Placed:
     """A record with its rank in its split."""
 
     rank: int
-    shard: int
-    num_shards: int
     record: Record
 
 
@@ -172,14 +170,14 @@ class WriteShards(beam.PTransform):
         return (
             (records_by_bucket, plans)
             | "RecordsAndPlans" >> beam.Flatten()  # (bucket name, Record | _Plan)
-            | "JoinPlans" >> self._group_by_key()  # (bucket name, [Record | _Plan])
+            | "JoinPlans" >> self._group_by_key(_part_of_bucket)  # (bucket name, [Record | _Plan])
             | "Place" >> packed.FlatMap(_place, self._seed)  # (shard name, _Placed)
             | "GroupShard" >> packed.GroupApart(self._shuffle_dir)  # a shard alone, no pack: (shard name, [_Placed])
             | "WriteShard" >> beam.Map(_write_shard, self._output_dir, self._index_dir, self._encode)  # WrittenShard
         )
 
-    def _group_by_key(self) -> packed.GroupByKey:
-        return packed.GroupByKey(self._shuffle_dir, self._num_parts)
+    def _group_by_key(self, part_of: Callable[[str, int], int] | None = None) -> packed.GroupByKey:
+        return packed.GroupByKey(self._shuffle_dir, self._num_parts, part_of)
 
 
 def index_part(split: str, number: int) -> str:
@@ -194,6 +192,11 @@ def _order(record: Record, seed: int) -> bytes:
 def _with_bucket(record: Record, seed: int) -> tuple[str, Record]:
     bucket = int.from_bytes(_order(record, seed)[:4], "big") * BUCKETS >> 32
     return f"{record.split}/{bucket:04d}", record
+
+
+def _part_of_bucket(name: str, num_parts: int) -> int:
+    """Neighbours come together, so that the ranks of one part lie together too."""
+    return int(name.partition("/")[2]) * num_parts // BUCKETS
 
 
 def _num_bytes(element: tuple[str, Record]) -> tuple[str, int]:
@@ -230,32 +233,64 @@ def _place(element: tuple[str, Iterable[Record | _Plan]], seed: int) -> Iterator
     bucket.sort(key=lambda record: (_order(record, seed), record.key))
     for rank, record in enumerate(bucket, start=plan.first_rank):
         shard = rank * plan.num_shards // plan.num_records
-        yield f"{record.split}/{shard}", _Placed(rank, shard, plan.num_shards, record)
+        yield f"{record.split}/{shard}/{plan.num_shards}", _Placed(rank, record)
 
 
 def _write_shard(
-    element: tuple[str, Iterable[_Placed]],
+    element: tuple[str, packed.Rows],
     output_dir: str,
     index_dir: str,
     encode: Callable[[Record], tuple[bytes, catalogue.Row]],
 ) -> WrittenShard:
-    placed = sorted(element[1], key=lambda item: item.rank)
-    split, number = placed[0].record.split, placed[0].shard
-    name = files.shard_name(split, number, placed[0].num_shards)
-    digest = hashlib.sha256()
-    index = np.zeros(len(placed), records.INDEX_DTYPE)
-    rows = []
-    offset = 0
+    split, number, num_shards = element[0].split("/")
+    name = files.shard_name(split, int(number), int(num_shards))
+    catalogue_path = pathlib.Path(output_dir, catalogue.name_of(name))
+    sums = catalogue.Sums()
     with files.atomic_writer(pathlib.Path(output_dir, name)) as file:
-        for place, item in enumerate(placed):
+        frames = _Frames(file, int(number))
+        catalogue_sha256 = catalogue.write(catalogue_path, frames.write_all(_by_rank(element[1]), encode, sums))
+    files.write_bytes(pathlib.Path(index_dir, index_part(split, int(number))), manifest.index_bytes(frames.index()))
+    shard = manifest.Shard(name, len(frames.index()), frames.num_bytes, frames.digest.hexdigest())
+    return WrittenShard(split, int(number), shard, catalogue_sha256, sums.as_json())
+
+
+def _by_rank(placed: packed.Rows) -> Iterator[_Placed]:
+    """Sorted; only one pack is held at a time, since the ranks of each lie together."""
+    last = -1
+    for pack in sorted(placed.packs(), key=lambda pack: min(item.rank for item in pack)):
+        for item in sorted(pack, key=lambda item: item.rank):
+            assert item.rank > last
+            last = item.rank
+            yield item
+
+
+class _Frames:
+    """A shard file while it is written."""
+
+    def __init__(self, file: IO[bytes], number: int) -> None:
+        self.num_bytes = 0
+        self.digest = hashlib.sha256()
+        self._file = file
+        self._number = number
+        self._rows: list[tuple[int, int, int, int]] = []
+
+    def write_all(
+        self,
+        placed: Iterable[_Placed],
+        encode: Callable[[Record], tuple[bytes, catalogue.Row]],
+        sums: catalogue.Sums,
+    ) -> Iterator[catalogue.Row]:
+        """Writes the records one by one, and yields the row of the catalogue for each."""
+        for item in placed:
             payload, row = encode(item.record)
             frame = records.frame(payload)
-            file.write(frame)
-            digest.update(frame)
-            index[place] = (number, offset, len(payload), item.record.label)
-            rows.append(row)
-            offset += len(frame)
-    catalogue_sha256 = catalogue.write(pathlib.Path(output_dir, catalogue.name_of(name)), rows)
-    files.write_bytes(pathlib.Path(index_dir, index_part(split, number)), manifest.index_bytes(index))
-    shard = manifest.Shard(name, len(placed), offset, digest.hexdigest())
-    return WrittenShard(split, number, shard, catalogue_sha256, catalogue.sums(rows))
+            self._file.write(frame)
+            self.digest.update(frame)
+            self._rows.append((self._number, self.num_bytes, len(payload), item.record.label))
+            self.num_bytes += len(frame)
+            sums.add(row)
+            yield row
+
+    def index(self) -> np.ndarray:
+        """What the index says of the records so far, [N] of `records.INDEX_DTYPE`."""
+        return np.array(self._rows, records.INDEX_DTYPE)

@@ -81,25 +81,37 @@ def read(path: str | os.PathLike[str]) -> Iterator[Row]:
         yield Row(**{**row, "mean_rgb": tuple(row["mean_rgb"])})
 
 
-def sums(rows: Iterable[Row]) -> dict[str, Any]:
-    """What `statistics` needs to know of some of the rows; JSON."""
-    count = 0
-    measures = {name: [float("inf"), 0, 0] for name in _MEASURES}
-    rgb = [0, 0, 0]
-    short_sides: collections.Counter[str] = collections.Counter()
-    for row in rows:
-        count += 1
-        for name, (least, total, most) in measures.items():
+class Sums:
+    """What `statistics` needs to know of some of the rows, gathered while they pass by."""
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._measures = {name: [float("inf"), 0, 0] for name in _MEASURES}
+        self._rgb = [0, 0, 0]
+        self._short_sides: collections.Counter[str] = collections.Counter()
+
+    def add(self, row: Row) -> None:
+        """Counts one more row."""
+        self._count += 1
+        for name, (least, total, most) in self._measures.items():
             value = getattr(row, name)
-            measures[name] = [min(least, value), total + value, max(most, value)]
-        rgb = [total + value for total, value in zip(rgb, row.mean_rgb, strict=True)]
+            self._measures[name] = [min(least, value), total + value, max(most, value)]
+        self._rgb = [total + value for total, value in zip(self._rgb, row.mean_rgb, strict=True)]
         short_side = min(row.original_height, row.original_width)
-        short_sides[_RANGES[bisect.bisect_right(_SHORT_SIDES_PX, short_side)]] += 1
-    return {"count": count, "measures": measures, "rgb": rgb, "short_sides": dict(short_sides)}
+        self._short_sides[_RANGES[bisect.bisect_right(_SHORT_SIDES_PX, short_side)]] += 1
+
+    def as_json(self) -> dict[str, Any]:
+        """All of it, for `statistics`."""
+        return {
+            "count": self._count,
+            "measures": self._measures,
+            "rgb": self._rgb,
+            "short_sides": dict(self._short_sides),
+        }
 
 
 def statistics(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The statistics of all rows, from the `sums` of their parts.
+    """The statistics of all rows, from the `Sums` of their parts.
 
     Returns:
         For "height", "width", "original_height", "original_width" (pixels) and "bytes" each the "min", "mean" and
