@@ -1,7 +1,7 @@
 """Uniform random numbers that depend on (seed, example number, column) alone: the same in every process, for ever.
 
-A counter-based SplitMix64 (Steele, Lea, Flood 2014, "Fast splittable pseudorandom number generators", figure 17, with
-the constants of java.util.SplittableRandom): integer arithmetic modulo 2**64 only, so no numpy version changes it.
+A counter-based SplitMix64 (Steele, Lea, Flood 2014, "Fast splittable pseudorandom number generators", OOPSLA), with
+the constants of java.util.SplittableRandom: integer arithmetic modulo 2**64 only, so no numpy version changes it.
 """
 
 import numpy as np

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import cv2
 import numpy as np
 
-MAGNITUDE_MAX = 10  # Cubuk et al. 2019, section 3: "the same linear scale … an integer from 0 to 10"
+MAGNITUDE_MAX = 10  # Cubuk et al. 2019, section 3: a linear scale from 0 to 10 for all operations
 DRAWS_PER_LAYER = 2  # operation, direction
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as Pillow's convert("L")
 
@@ -120,7 +120,7 @@ def translate_y(image: np.ndarray, strength: float) -> np.ndarray:
     return _shift(image, round(_TRANSLATE * image.shape[0] * strength), 0)
 
 
-# Table 1 of the paper. The order is part of the random stream: another would change every augmented run.
+# Those of the paper, section 3. The order is part of the random stream: another would change every augmented run.
 OPERATIONS: dict[str, Callable[[np.ndarray, float], np.ndarray]] = {
     operation.__name__: operation
     for operation in (
