@@ -36,6 +36,15 @@ def share_one_heap() -> None:
         ctypes.CDLL(None).mallopt(_M_ARENA_MAX, 1)
 
 
+def give_back_memory() -> None:
+    """Returns to the system what was freed in between, where glibc is the C library; about a millisecond.
+
+    Else what one phase of a job freed in small pieces stays with the process while the next one takes more.
+    """
+    with contextlib.suppress(AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 def main() -> None:
     """Takes the process ID of the driver as the only argument, and the rest from the environment, as Beam does."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

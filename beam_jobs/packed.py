@@ -16,7 +16,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from beam_jobs import runners
+from beam_jobs import local_worker, runners
 
 beam = runners.beam  # not imported here: runners keeps it quiet
 
@@ -176,11 +176,13 @@ def _hashed(key: str, num_parts: int) -> int:
 
 
 def _with_rows(element: tuple[Any, Iterable[Slice]]) -> tuple[Any, Any]:
+    local_worker.give_back_memory()
     # Not Iterable, which Beam would encode row by row, nor Rows, which it would not take for an iterable.
     return element[0], Rows(tuple(element[1]))
 
 
 def _groups(element: tuple[int, Iterable[Slice]]) -> Pack:
+    local_worker.give_back_memory()
     groups = collections.defaultdict(list)
     for key, value in Rows(tuple(element[1])):
         groups[key].append(value)
