@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import math
 import pathlib
 import re
 import shutil
@@ -103,10 +104,17 @@ class Settings:
         """For rows that wait for their group; see `packed`."""
         return f"{self.work_dir}/shuffle"
 
+    # The number of packs grows with the root of the number of photos, as does their size: each is in memory by itself, at
+    # about 10 kB per photo, while Beam holds about 1 kB for each pair of packs between which rows pass.
+    @property
+    def photos_per_pack(self) -> int:
+        """How many photos are checked at a time; few enough that all workers end at about the same time."""
+        return max(32, math.isqrt(self.num_photos) // 2)
+
     @property
     def num_parts(self) -> int:
-        """Into how many packs all photos are grouped: each is held in memory by itself, at about 2 kB per photo."""
-        return 16 + self.num_photos // 50_000
+        """Into how many packs photos are grouped."""
+        return max(16, 3 * math.isqrt(self.num_photos) // 10)
 
     @property
     def report_dir(self) -> str:

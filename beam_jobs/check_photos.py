@@ -13,10 +13,6 @@ from carbrand.data import cache, catalogue, images, manifest, paths, records, so
 
 beam = runners.beam  # not imported here: runners keeps it quiet
 
-# Photos still to be checked: few enough in a pack that all workers end at about the same time, and not too many packs.
-MIN_PHOTOS_PER_PACK, MAX_PACKS = 32, 5_000
-OLD_PHOTOS_PER_PACK = 500
-
 
 @dataclasses.dataclass(frozen=True)
 class Checked:
@@ -71,11 +67,11 @@ class CheckPhotos(beam.PTransform):
 
     def expand(self, begin: beam.Pipeline) -> beam.PCollection:
         """The steps."""
-        photos_per_pack = max(MIN_PHOTOS_PER_PACK, self._settings.num_photos // MAX_PACKS)
         return (
             begin
             | "Listing" >> beam.Create(self._paths)  # path
-            | "Slices" >> beam.FlatMap(sources.slices_of_chunk, photos_per_pack)  # (path, place, number of photos)
+            | "Slices"
+            >> beam.FlatMap(sources.slices_of_chunk, self._settings.photos_per_pack)  # (path, place, number of photos)
             | "SpreadOverWorkers" >> beam.Reshuffle()  # (path, place, number of photos)
             | "Check" >> beam.Map(check_slice, self._settings)  # Pack[Checked]
         )
@@ -106,7 +102,7 @@ class ReadOldPhotos(beam.PTransform):
         conflicts = (
             begin
             | "OldFolder" >> beam.Create([self._folder])  # path
-            | "ReadConflicts" >> beam.FlatMap(_conflict_packs)  # Pack[Checked]
+            | "ReadConflicts" >> beam.FlatMap(_conflict_packs, self._settings.photos_per_pack)  # Pack[Checked]
         )
         return (kept, conflicts) | "KeptAndConflicts" >> beam.Flatten()  # Pack[Checked]
 
@@ -251,11 +247,11 @@ def count_one(settings: build_output.Settings, what: bytes) -> None:
 
 
 def _old_packs(shard: OldShard, settings: build_output.Settings) -> Iterator[packed.Pack]:
-    return packed.packs(read_old(shard, settings), OLD_PHOTOS_PER_PACK)
+    return packed.packs(read_old(shard, settings), settings.photos_per_pack)
 
 
-def _conflict_packs(folder: str) -> Iterator[packed.Pack]:
-    return packed.packs(read_old_conflicts(folder), OLD_PHOTOS_PER_PACK)
+def _conflict_packs(folder: str, photos_per_pack: int) -> Iterator[packed.Pack]:
+    return packed.packs(read_old_conflicts(folder), photos_per_pack)
 
 
 def _read(photo: sources.Photo, settings: build_output.Settings) -> bytes:

@@ -157,7 +157,7 @@ def _confirm(element: tuple[str, Iterable[str]], settings: build_output.Settings
     check_photos.count_one(settings, progress.COMPARED)
 
 
-@functools.lru_cache(maxsize=4096)  # 16 MB: photos of one studio are asked for again and again
+@functools.lru_cache(maxsize=1024)  # 4 MB: photos of one studio are asked for again and again
 def _thumbnail(cache_dir: str, key: str) -> np.ndarray:
     encoded = check_photos.cached_image(cache_dir, key, key).encoded
     return images.grey_thumbnail(encoded, near_duplicates.THUMBNAIL_PX)
