@@ -104,8 +104,8 @@ class Settings:
         """For rows that wait for their group; see `packed`."""
         return f"{self.work_dir}/shuffle"
 
-    # The number of packs grows with the root of the number of photos, as does their size: each is in memory by itself, at
-    # about 10 kB per photo, while Beam holds about 1 kB for each pair of packs between which rows pass.
+    # The number of packs grows with the root of the number of photos, as does their size: each is in memory by itself,
+    # at about 10 kB per photo, while Beam holds about 1 kB for each pair of packs between which rows pass.
     @property
     def photos_per_pack(self) -> int:
         """How many photos are checked at a time; few enough that all workers end at about the same time."""

@@ -10,6 +10,7 @@ import math
 import cv2
 import gin
 import numpy as np
+import simplejpeg
 
 from carbrand import checks
 from carbrand.data import draws as random_draws
@@ -99,6 +100,33 @@ def window(
         if 0 < rows <= height and 0 < columns <= width:
             return int(top * (height - rows + 1)), int(left * (width - columns + 1)), rows, columns
     return _central_window(height, width, aspect / augment.crop_aspect, aspect * augment.crop_aspect)
+
+
+def augmented(encoded: bytes, draws: np.ndarray, augment: Augment, height_width: tuple[int, int]) -> np.ndarray:
+    """One JPEG and its draws [num_draws] -> [H, W, 3] uint8 RGB: a random window of it, resized and varied.
+
+    libjpeg decodes at the smallest of its scales (eighths) that leaves the window no smaller than the output, so that
+    bilinear resizing without antialiasing has next to nothing to shrink.
+
+    Raises:
+      ValueError: It is no sound JPEG.
+    """
+    height, width, _, _ = simplejpeg.decode_jpeg_header(encoded)
+    top, left, rows, columns = window(height, width, draws, augment, height_width)
+    image = simplejpeg.decode_jpeg(
+        encoded,
+        "RGB",
+        fastdct=True,
+        fastupsample=True,
+        min_height=min(math.ceil(height * height_width[0] / rows), height),
+        min_width=min(math.ceil(width * height_width[1] / columns), width),
+    )
+    down, across = image.shape[0] / height, image.shape[1] / width
+    top, left, bottom, right = (
+        round(edge) for edge in (top * down, left * across, (top + rows) * down, (left + columns) * across)
+    )
+    cut = image[top : max(bottom, top + 1), left : max(right, left + 1)]
+    return vary(cv2.resize(cut, height_width[::-1], interpolation=cv2.INTER_LINEAR), draws, augment)
 
 
 def vary(image: np.ndarray, draws: np.ndarray, augment: Augment) -> np.ndarray:

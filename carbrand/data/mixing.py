@@ -11,6 +11,8 @@ import tensorflow as tf
 from carbrand.data.augment import MIX, Augment
 from carbrand.errors import ConfigError
 
+PLAN_COLUMNS = 5
+
 
 def plan(draws: np.ndarray, augment: Augment, height_width: tuple[int, int]) -> np.ndarray:
     """How each photo is mixed: draws [K, num_draws] float64 -> [K, 5] float32.
@@ -45,7 +47,7 @@ def mix(images: tf.Tensor, targets: tf.Tensor, plan: tf.Tensor) -> tuple[tf.Tens
             f"batch_size: {batch} photos on each replica cannot be mixed in pairs. Give a batch_size that is an even "
             "multiple of the number of replicas, or set augment.mixup_alpha and augment.cutmix_alpha to 0."
         )
-    weight, top, left, bottom, right = tf.unstack(tf.cast(plan, tf.float32), num=5, axis=1)
+    weight, top, left, bottom, right = tf.unstack(tf.cast(plan, tf.float32), num=PLAN_COLUMNS, axis=1)
     own = weight[:, None, None, None] * _outside(top, left, bottom, right, (height, width))
     # Whole numbers below 2**24, so exact: the target's share is the share of the pixels.
     share = (weight * (1 - (bottom - top) * (right - left) / (height * width)))[:, None]

@@ -1,29 +1,77 @@
 """Records -> tf.data batches whose every pixel is a function of (dataset, seed, global example number).
 
-Example number `n` of a training stream is photo `order(n)` with the random crop of `n`: the stream starts at any step
-at once, and is the same for any number of replicas, workers and restarts. Records are read by position, so the whole
-split is shuffled without a buffer.
+Example number `n` of a training stream is the record `order(n)` with the random variation of `n`: the stream starts at
+any step at once, and is the same for any number of replicas, workers, threads and restarts. Records are read by their
+position, so the whole split is shuffled without a buffer; where single reads are slow, `Stream.shuffle_mib` gives one.
+
+Photos are decoded, cut and varied in uint8 by libjpeg-turbo and OpenCV, at less than half the CPU time of TensorFlow's
+operations (tests/benchmarks/input_pipeline.py); evaluation goes through `preprocess`, as exported models do.
 """
 
 import contextlib
+import dataclasses
 import functools
-import io
+import itertools
+import logging
 import os
-import pathlib
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
+from typing import Any
 
+import cv2
+import gin
 import numpy as np
 import tensorflow as tf
 
-from carbrand.data import manifest, records
+from carbrand import checks
+from carbrand.data import augment as augmentation
+from carbrand.data import draws, mixing, order, records
 from carbrand.data.augment import Augment
+from carbrand.data.order import Order
 from carbrand.data.preprocess import Preprocess
+from carbrand.data.reader import Damage, RecordReader, WindowReader
 from carbrand.errors import ConfigError, DataError
 
-_READ_BLOCK = 32  # records per call into Python, so that the call costs little beside the decoding
+_MAX_BLOCK = 64  # examples per call into Python: enough that the call costs nothing beside the decoding
 _FOREVER = 2**62
-_RECORD = (tf.TensorSpec([], tf.string), tf.TensorSpec([], tf.int32))  # serialized, label
+_ENCODED = "image/encoded"
+_DTYPES = {bytes: tf.string, int: tf.int64}
+# What a batch can hold besides image, label and the record's features: see `make_dataset`.
+EXTRA_FIELDS = {"number": tf.int64, "record": tf.int64, "weight": tf.float32, "mix": tf.float32}
+
+cv2.setNumThreads(1)  # the calls of tf.data run side by side already
+_LOG = logging.getLogger(__name__)
+
+
+@gin.configurable("stream", module="carbrand")
+@dataclasses.dataclass(frozen=True)
+class Stream:
+    """How training photos are drawn and read.
+
+    Attributes:
+      sampling: "natural": each photo once per epoch; "balanced": as many of each brand; "sqrt": between the two, by the
+        square root of a brand's photos.
+      shuffle_mib: 0 shuffles the whole split and reads photos one by one, for local disks. Otherwise long runs are read
+        into so much memory (MiB) and mixed there, for network disks; only with "natural" sampling.
+      max_damaged_fraction: Share of the records that may be damaged; each is replaced by the next one.
+      threads: That decode; 0: one per core.
+    """
+
+    sampling: str = "natural"
+    shuffle_mib: int = 0
+    max_damaged_fraction: float = 0.01  # a guess: more is no accident
+    threads: int = 0
+
+    def __post_init__(self) -> None:
+        checks.choice("stream.sampling", self.sampling, tuple(order.SAMPLING))
+        checks.number("stream.shuffle_mib", self.shuffle_mib, at_least=0, whole=True)
+        checks.number("stream.max_damaged_fraction", self.max_damaged_fraction, at_least=0, at_most=1)
+        checks.number("stream.threads", self.threads, at_least=0, whole=True)
+        if self.shuffle_mib and self.sampling != "natural":
+            raise ConfigError(
+                f"stream.shuffle_mib={self.shuffle_mib} with stream.sampling={self.sampling!r}: balanced brands are "
+                "drawn from the whole split. Set shuffle_mib to 0, or sampling to 'natural'."
+            )
 
 
 def make_dataset(
@@ -34,103 +82,76 @@ def make_dataset(
     is_training: bool | None = None,
     preprocess: Preprocess | None = None,
     augment: Augment | None = None,
+    stream: Stream | None = None,
     seed: int = 0,
     start_step: int = 0,
     num_steps: int | None = None,
     pad_last: bool = False,
+    fields: Collection[str] | None = None,
+    input_context: tf.distribute.InputContext | None = None,
 ) -> tf.data.Dataset:
-    """Batches (image [B, H, W, 3] uint8 RGB, label [B] int32) of one split.
+    """Batches of one split, as Keras takes them too: (image [B, H, W, 3] uint8 RGB, label [B] int32).
 
     In training, batches follow one another without end (or up to step `num_steps`), each epoch a fresh shuffle of the
     whole split, all batches full: where an epoch ends, its last photos share a batch with the next one's first. In
-    evaluation every photo comes once, in the order of the records, and the last batch is smaller.
+    evaluation every photo comes once, in the order of the records, and the last batch is smaller, or padded.
 
     Args:
       folder: A records folder, as `carbrand build` writes it.
       split: "train", "validation" or "test".
-      batch_size: Photos per batch, over all replicas.
+      batch_size: Photos per step, over all replicas and workers.
       is_training: Shuffled and endless, or once in order; by default True for the "train" split.
       preprocess: The size of the images and what evaluation cuts from a photo.
-      augment: Random variation; by default `Augment()` in training. Never applied outside of training.
+      augment: Random variation; by default `Augment()` in training. Never applied outside of training. Where it mixes
+        photos, images are float32 and labels are targets [B, C] float32, the shares of the brands.
+      stream: How training photos are drawn and read. In evaluation, only its `max_damaged_fraction` counts: damaged
+        records are left out, or have weight 0.
       seed: Of order and augmentation.
-      start_step: The first batch to yield, in batches since the beginning of training; nothing before it is read.
-      num_steps: Where a training stream ends, in batches since the beginning.
-      pad_last: In evaluation, fill the last batch by repeating the last photo.
+      start_step: The first batch to yield, in batches since the beginning; nothing before it is read.
+      num_steps: Where the stream ends, in batches since the beginning.
+      pad_last: In evaluation, fill the last batch by repeating the last photo. Batches are then (image, label, weight
+        [B] float32): 0 for what does not count, as Keras's sample weights.
+      fields: If given, batches are dicts with "image", "label" and these: features of the records (see
+        `records.FEATURES`; tf.string or tf.int64), "number" (of the example in the stream), "record" (its place in the
+        split), "weight", or "mix": what `mixing.mix` needs to mix photos on the device, which is then not done here.
+      input_context: For `strategy.distribute_datasets_from_function`: this worker's share of each step, in batches
+        for one replica. No two workers share an example.
 
     Raises:
       DataError: The folder is not a complete records folder, the split is unknown or empty.
-      tf.errors.OpError: While iterating: a record is damaged or gone; `data_errors` makes a DataError of it.
+      ConfigError: An argument cannot work.
+      tf.errors.OpError: While iterating: too many records are damaged; `data_errors` makes a DataError of it.
     """
-    if batch_size < 1:
-        raise ConfigError(f"batch_size={batch_size} is not a positive number.")
-    reader = RecordReader(folder, split)
+    checks.number("batch_size", batch_size, at_least=1, whole=True)
+    checks.number("start_step", start_step, at_least=0, whole=True)
     is_training = split == "train" if is_training is None else is_training
-    preprocess = preprocess or Preprocess()
+    preprocess, stream = preprocess or Preprocess(), stream or Stream()
     augment = (augment or Augment()) if is_training else Augment(enabled=False)
-    order = Order(len(reader), seed) if is_training else None
+    names = _names(fields, augment, pad_last)
+    share = _Share.of(batch_size, input_context)
+    if not is_training and not pad_last and share.workers > 1:
+        raise ConfigError("pad_last=False with several workers: they would end at different steps. Set pad_last=True.")
+    reader = RecordReader(folder, split)
+    ordering = _make_order(reader, stream, seed) if is_training else None
+    read = _Blocks(reader, ordering, share, names, augment, preprocess.height_width, stream, seed)
 
-    numbers = example_numbers(len(reader), batch_size, is_training, start_step, num_steps, pad_last)
-    dataset = map_blocks(numbers, functools.partial(_read_block, reader, order), _RECORD)
-    dataset = dataset.map(
-        functools.partial(_example, seed=seed, preprocess=preprocess, augment=augment),
-        num_parallel_calls=tf.data.AUTOTUNE,
-    )
-    return finish(dataset, batch_size)
-
-
-class Order:
-    """Which record example number `n` of an endless training stream is: each epoch a permutation of all records."""
-
-    def __init__(self, num_examples: int, seed: int) -> None:
-        self._num_examples = num_examples
-        self._epoch = functools.lru_cache(maxsize=2)(functools.partial(permutation, num_examples, seed))
-
-    def __call__(self, numbers: np.ndarray) -> np.ndarray:
-        """[K] int64 example numbers -> [K] int64 records."""
-        epochs, places = np.divmod(numbers, self._num_examples)
-        return np.array([self._epoch(int(epoch))[place] for epoch, place in zip(epochs, places, strict=True)])
-
-
-def permutation(num_examples: int, seed: int, epoch: int) -> np.ndarray:
-    """A permutation of `range(num_examples)` [N] int64, fixed by (seed, epoch) whatever the numpy version.
-
-    numpy keeps the raw stream of a bit generator for ever, but not what its `permutation` makes of it.
-    """
-    return np.argsort(np.random.Philox(key=[seed, epoch]).random_raw(num_examples), kind="stable")
-
-
-class RecordReader:
-    """Random access to one split's records; safe to call from many threads."""
-
-    def __init__(self, folder: str | os.PathLike[str], split: str) -> None:
-        self._folder = pathlib.Path(folder)
-        self._index = manifest.load_index(folder, split)
-        self._shards = manifest.load(folder).splits[split].shards
-        if not len(self._index):
-            raise DataError(f"{folder}: the {split} split is empty. Build with more photos, or another --split.")
-
-    def __len__(self) -> int:
-        return len(self._index)
-
-    @property
-    def labels(self) -> np.ndarray:
-        """Label of every record [N] int32."""
-        return self._index["label"]
-
-    def read(self, record: int) -> bytes:
-        """The payload of one record; see `records.read`.
-
-        The shard is opened for each record, which costs microseconds: a split may have more shards than a process may
-        have open files.
-        """
-        row = self._index[record]
-        path = self._folder / self._shards[row["shard"]].name
-        try:
-            with io.FileIO(path) as file:
-                where = f"{path}: record {record}"
-                return records.read(file.fileno(), int(row["offset"]), int(row["length"]), where=where)
-        except FileNotFoundError:
-            raise DataError(f"{path}: missing, though the manifest lists it. Run `carbrand build` again.") from None
+    first, last = steps(len(reader), batch_size, is_training, start_step, num_steps)
+    places = tf.data.Dataset.range(first * share.per_worker, last * share.per_worker)
+    if not is_training and not pad_last:
+        places = places.take(len(reader) - first * batch_size)
+    threads = stream.threads or len(os.sched_getaffinity(0))
+    dataset = map_blocks(places, read, read.specs, block=_even_part(share.per_worker), threads=threads)
+    if augment.enabled:
+        dataset = dataset.rebatch(share.per_replica, drop_remainder=True)
+    else:
+        dataset = dataset.unbatch()
+        if not is_training and not pad_last:
+            dataset = dataset.filter(lambda example: example["weight"] > 0)
+        dataset = dataset.map(functools.partial(_preprocessed, preprocess), num_parallel_calls=tf.data.AUTOTUNE)
+        dataset = dataset.batch(share.per_replica, drop_remainder=is_training or pad_last)
+    if augment.mixes_photos and "mix" not in (fields or ()):
+        dataset = dataset.map(functools.partial(_mixed, reader.num_brands), num_parallel_calls=tf.data.AUTOTUNE)
+    return finish(dataset.map(functools.partial(_element, fields, pad_last)))
 
 
 @contextlib.contextmanager
@@ -145,57 +166,202 @@ def data_errors() -> Iterator[None]:
         raise DataError(found[1]) from error
 
 
-def example_numbers(
-    num_examples: int, batch_size: int, is_training: bool, start_step: int, num_steps: int | None, pad_last: bool
-) -> tf.data.Dataset:
-    """The numbers of the examples to yield: int64 scalars."""
-    if is_training:
-        stop = _FOREVER if num_steps is None else num_steps * batch_size
-    else:
-        stop = -(-num_examples // batch_size) * batch_size if pad_last else num_examples
-    numbers = tf.data.Dataset.range(start_step * batch_size, stop)
-    return numbers if is_training else numbers.map(lambda n: tf.minimum(n, num_examples - 1))
+def steps(
+    num_examples: int, batch_size: int, is_training: bool, start_step: int = 0, num_steps: int | None = None
+) -> tuple[int, int]:
+    """The first step of a stream, and the one before which it ends; the arguments are those of `make_dataset`."""
+    last = _FOREVER // batch_size if is_training else -(-num_examples // batch_size)
+    return start_step, last if num_steps is None else min(num_steps, last)
 
 
 def map_blocks(
-    numbers: tf.data.Dataset, function: Callable[[np.ndarray], tuple[np.ndarray, ...]], rows: tuple[tf.TensorSpec, ...]
+    places: tf.data.Dataset,
+    function: Callable[[np.ndarray], dict[str, np.ndarray]],
+    specs: dict[str, tf.TensorSpec],
+    *,
+    block: int,
+    threads: int,
 ) -> tf.data.Dataset:
-    """Maps blocks of example numbers [K] through a Python function: (number, *rows) for each number, in order.
+    """Maps blocks of numbers [K] through a Python function, in order.
 
     Args:
-      numbers: int64 scalars.
-      function: [K] int64 -> one array [K, …] for each of `rows`.
-      rows: Type and shape of one row of each array.
+      places: int64 scalars.
+      function: [K] int64 -> for each of `specs` an array [K, …].
+      specs: Type and shape of one row of each array.
+      block: K, but the last one may be smaller.
+      threads: Blocks that are worked on at once.
     """
 
-    def call(block: tf.Tensor) -> tuple[tf.Tensor, ...]:
+    def rows(numbers: np.ndarray) -> list[np.ndarray]:
+        found = function(numbers)
+        return [found[name] for name in specs]
+
+    def call(numbers: tf.Tensor) -> dict[str, tf.Tensor]:
         # Not stateful, or tf.data would give up all parallelism when operations have to be deterministic.
-        values = tf.numpy_function(function, [block], [row.dtype for row in rows], stateful=False)
-        return (block, *(tf.ensure_shape(v, (None, *row.shape)) for v, row in zip(values, rows, strict=True)))
+        values = tf.numpy_function(rows, [numbers], [spec.dtype for spec in specs.values()], stateful=False)
+        shapes = ((None, *spec.shape) for spec in specs.values())
+        return dict(zip(specs, map(tf.ensure_shape, values, shapes), strict=True))
 
-    return numbers.batch(_READ_BLOCK).map(call).unbatch()
+    return places.batch(block).map(call, num_parallel_calls=threads)
 
 
-def finish(dataset: tf.data.Dataset, batch_size: int) -> tf.data.Dataset:
-    """Batches, reads ahead, and keeps the order whatever the parallelism."""
+def finish(dataset: tf.data.Dataset) -> tf.data.Dataset:
+    """Reads ahead, and keeps the order whatever the parallelism."""
     options = tf.data.Options()
     options.deterministic = True
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
-    return dataset.batch(batch_size).prefetch(tf.data.AUTOTUNE).with_options(options)
+    return dataset.prefetch(tf.data.AUTOTUNE).with_options(options)
 
 
-def _read_block(reader: RecordReader, order: Order | None, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    indexes = order(numbers) if order else numbers
-    payloads = np.array([reader.read(i) for i in indexes], dtype=object)
-    return payloads, reader.labels[indexes]
+@dataclasses.dataclass(frozen=True)
+class _Share:
+    """Which examples of each step a worker sees: `per_worker` from `first` on, in batches of `per_replica`."""
+
+    batch_size: int
+    workers: int
+    first: int
+    per_worker: int
+    per_replica: int
+
+    @classmethod
+    def of(cls, batch_size: int, context: tf.distribute.InputContext | None) -> "_Share":
+        if context is None:
+            return cls(batch_size, 1, 0, batch_size, batch_size)
+        replicas, workers = context.num_replicas_in_sync, context.num_input_pipelines
+        check_batch("batch_size", batch_size, replicas)
+        per_worker = batch_size // workers
+        return cls(batch_size, workers, context.input_pipeline_id * per_worker, per_worker, batch_size // replicas)
+
+    def numbers(self, places: np.ndarray) -> np.ndarray:
+        """What this worker counts [K] -> example numbers, over all workers."""
+        steps, within = np.divmod(places, self.per_worker)
+        return steps * self.batch_size + self.first + within
 
 
-def _example(
-    number: tf.Tensor, serialized: tf.Tensor, label: tf.Tensor, *, seed: int, preprocess: Preprocess, augment: Augment
-) -> tuple[tf.Tensor, tf.Tensor]:
-    encoded = records.decode(serialized)["image/encoded"]
-    if augment.enabled:
-        image = augment(encoded, tf.stack([tf.constant(seed, tf.int64), number]), preprocess.height_width)
-    else:
-        image = preprocess(encoded)
-    return tf.ensure_shape(image, (*preprocess.height_width, 3)), label
+class _Blocks:
+    """A block of examples -> arrays, from the bytes on disk to the pixels; called by many threads."""
+
+    def __init__(
+        self,
+        reader: RecordReader,
+        ordering: Order | None,
+        share: _Share,
+        names: tuple[str, ...],
+        augment: Augment,
+        height_width: tuple[int, int],
+        stream: Stream,
+        seed: int,
+    ) -> None:
+        self._reader = reader
+        self._order = ordering
+        self._windows = WindowReader(reader, ordering) if ordering and ordering.blocks else None
+        self._damage = Damage(len(reader), stream.max_damaged_fraction)
+        self._share = share
+        self._features = tuple(name for name in names if name in records.FEATURES)
+        self._augment = augment
+        self._height_width = height_width
+        self._seed = seed
+        image = {"image": tf.TensorSpec((*height_width, 3), tf.uint8)}
+        self.specs = image if augment.enabled else {_ENCODED: tf.TensorSpec([], tf.string)}
+        self.specs |= {"label": tf.TensorSpec([], tf.int32)}
+        self.specs |= {name: tf.TensorSpec([], _DTYPES[records.FEATURES[name]]) for name in self._features}
+        self.specs |= {
+            name: tf.TensorSpec([mixing.PLAN_COLUMNS] if name == "mix" else [], dtype)
+            for name, dtype in EXTRA_FIELDS.items()
+            if name in names
+        }
+        # What `_contents` finds, and the type of its array.
+        own = ({"image"} if augment.enabled else {_ENCODED}) | set(self._features)
+        self._own = {
+            name: object if self.specs[name].dtype == tf.string else self.specs[name].dtype.as_numpy_dtype
+            for name in own
+        }
+
+    def __call__(self, places: np.ndarray) -> dict[str, np.ndarray]:
+        numbers = self._share.numbers(places)
+        asked = self._order(numbers) if self._order else np.minimum(numbers, len(self._reader) - 1)
+        photo_draws = draws.uniform(self._seed, numbers, self._augment.num_draws)
+        pairs = zip(numbers.tolist(), asked.tolist(), photo_draws, strict=True)
+        examples = [self._sound(number, record, row) for number, record, row in pairs]
+        used = np.array([example["record"] for example in examples])
+        found = {name: np.array([example[name] for example in examples], dtype) for name, dtype in self._own.items()}
+        found |= {"label": self._reader.labels[used], "number": numbers, "record": used}
+        # In training each place has to be filled, and what stands in for a damaged record counts as any other.
+        counts = (used == asked) & (numbers < len(self._reader)) if self._order is None else np.full(len(used), True)
+        found["weight"] = counts.astype(np.float32)
+        if "mix" in self.specs:
+            found["mix"] = mixing.plan(photo_draws, self._augment, self._height_width)
+        return found
+
+    def _sound(self, number: int, record: int, photo_draws: np.ndarray) -> dict[str, Any]:
+        """The contents of the record, or of the next one that is sound, and which "record" it is."""
+        num_records = len(self._reader)
+        for candidate in itertools.chain(range(record, num_records), range(record)):
+            try:
+                return {"record": candidate, **self._contents(number, candidate, candidate == record, photo_draws)}
+            except DataError as error:
+                self._damage.note(candidate, error)
+        raise DataError(f"{self._reader.name_of(record)}: none of {num_records} records is sound. Build them again.")
+
+    def _contents(self, number: int, record: int, is_asked: bool, photo_draws: np.ndarray) -> dict[str, Any]:
+        windows = self._windows if is_asked else None
+        payload = windows.read(number, record) if windows else self._reader.read(record)
+        found: dict[str, Any] = dict(
+            records.parse(payload) if self._features else records.parse_bytes(payload, (_ENCODED,))
+        )
+        if self._augment.enabled:
+            try:
+                found["image"] = augmentation.augmented(found[_ENCODED], photo_draws, self._augment, self._height_width)
+            except ValueError as error:
+                where = self._reader.name_of(record)
+                raise DataError(f"{where}: cannot be decoded ({error}). Build the records again.") from error
+        return found
+
+
+def check_batch(name: str, batch_size: int, replicas: int) -> None:
+    """Raises ConfigError unless all replicas get as many photos of a batch."""
+    if batch_size % replicas:
+        raise ConfigError(
+            f"{name}={batch_size} does not divide among {replicas} replicas. "
+            f"Use a multiple of {replicas}, for example {-(-batch_size // replicas) * replicas}."
+        )
+
+
+def _names(fields: Collection[str] | None, augment: Augment, pad_last: bool) -> tuple[str, ...]:
+    """What to read besides image and label."""
+    known = [*EXTRA_FIELDS, *records.FEATURES]
+    for name in fields or ():
+        checks.choice("fields", name, known)
+    needed = {"weight"} if pad_last or not augment.enabled else set()
+    return tuple(sorted({*(fields or ()), *needed, *({"mix"} if augment.mixes_photos else ())}))
+
+
+def _make_order(reader: RecordReader, stream: Stream, seed: int) -> Order:
+    blocks = order.make_blocks(stream.shuffle_mib * 2**20, reader.mean_bytes) if stream.shuffle_mib else None
+    if stream.sampling != "natural":
+        counts = order.examples_per_brand(reader.labels, stream.sampling)
+        _LOG.info("%s sampling: an epoch holds %s photos of each brand", stream.sampling, counts.tolist())
+    return Order(reader.labels, seed, sampling=stream.sampling, blocks=blocks)
+
+
+def _even_part(count: int) -> int:
+    """The size of the parts when `count` is cut into equal parts, as nearly as can be, of at most `_MAX_BLOCK`."""
+    return -(-count // -(-count // _MAX_BLOCK))
+
+
+def _preprocessed(preprocess: Preprocess, example: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+    image = preprocess(example[_ENCODED])
+    return {**example, "image": tf.ensure_shape(image, (*preprocess.height_width, 3))}
+
+
+def _mixed(num_brands: int, batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+    image, target = mixing.mix(batch["image"], tf.one_hot(batch["label"], num_brands), batch["mix"])
+    return {**batch, "image": image, "label": target}
+
+
+def _element(
+    fields: Collection[str] | None, pad_last: bool, batch: dict[str, tf.Tensor]
+) -> dict[str, tf.Tensor] | tuple[tf.Tensor, ...]:
+    if fields is not None:
+        return {name: batch[name] for name in ("image", "label", *fields)}
+    return (batch["image"], batch["label"], *([batch["weight"]] if pad_last else []))

@@ -93,6 +93,8 @@ def parse_bytes(serialized: bytes, names: Collection[str]) -> dict[str, bytes]:
         if name.decode() in names:
             ((_, values),) = _fields(feature)
             ((_, found[name.decode()]),) = _fields(values)
+            if len(found) == len(names):
+                break
     return found
 
 
@@ -115,6 +117,11 @@ def read(file_descriptor: int, offset: int, length: int, *, where: str = "record
         DataError: if the file ends too early, or a length or checksum differs from the stored one.
     """
     content = os.pread(file_descriptor, FRAME_BYTES + length, offset)
+    return unframe(content, length, offset=offset, where=where)
+
+
+def unframe(content: bytes, length: int, *, offset: int, where: str = "record") -> bytes:
+    """The payload of a frame that was read from `offset` on; the arguments and errors are those of `read`."""
     header, payload = content[:8], content[12 : 12 + length]
     if len(content) != FRAME_BYTES + length:
         raise _damaged(where, offset, f"the file ends after {len(content)} of {FRAME_BYTES + length} bytes")

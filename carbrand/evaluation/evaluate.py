@@ -12,6 +12,7 @@ import tqdm
 from carbrand import exported
 from carbrand.data import manifest, pipeline, records
 from carbrand.data.preprocess import Preprocess
+from carbrand.data.reader import RecordReader
 from carbrand.errors import ConfigError, DataError
 from carbrand.evaluation import metrics, report
 from carbrand.training import checkpoint, features, hardware
@@ -49,7 +50,7 @@ def run(
     predict, brands, facts = _run_predictor(source) if run_dir else _export_predictor(source)
     if brands != dataset.brands:
         raise DataError(f"{data}: has the brands {', '.join(dataset.brands)}; {source} knows {', '.join(brands)}.")
-    reader = pipeline.RecordReader(data, split)
+    reader = RecordReader(data, split)
     batches = predict(data, split, batch_size)
     with pipeline.data_errors():
         probabilities = np.concatenate(list(_with_progress(batches, len(reader), f"evaluate {split}")))
@@ -72,7 +73,13 @@ def _run_predictor(run_dir: pathlib.Path) -> tuple[_Predict, tuple[str, ...], di
     def predict(data: Any, split: str, batch_size: int) -> Iterator[np.ndarray]:
         batch_size = -(-batch_size // strategy.num_replicas_in_sync) * strategy.num_replicas_in_sync
         dataset = pipeline.make_dataset(
-            data, split, batch_size=batch_size, is_training=False, preprocess=preprocess, pad_last=True
+            data,
+            split,
+            batch_size=batch_size,
+            is_training=False,
+            preprocess=preprocess,
+            stream=features.STRICT,
+            pad_last=True,
         )
         num_examples = manifest.load(data).splits[split].num_examples
         return features.outputs(features.make_forward(model, strategy), dataset, num_examples, strategy)
@@ -85,7 +92,7 @@ def _export_predictor(model_dir: pathlib.Path) -> tuple[_Predict, tuple[str, ...
     signature = tf.saved_model.load(str(exported.saved_model(model_dir))).signatures["serving_default"]
 
     def predict(data: Any, split: str, batch_size: int) -> Iterator[np.ndarray]:
-        reader = pipeline.RecordReader(data, split)
+        reader = RecordReader(data, split)
         for start in range(0, len(reader), batch_size):
             numbers = range(start, min(start + batch_size, len(reader)))
             encoded = [records.decode(tf.constant(reader.read(n)))["image/encoded"] for n in numbers]
@@ -101,7 +108,7 @@ def _with_progress(batches: Iterator[np.ndarray], total: int, title: str) -> Ite
             bar.update(len(batch))
 
 
-def _rows(reader: pipeline.RecordReader, probabilities: np.ndarray) -> Iterator[report.PhotoRow]:
+def _rows(reader: RecordReader, probabilities: np.ndarray) -> Iterator[report.PhotoRow]:
     for number, row in enumerate(probabilities):
         record = records.decode(tf.constant(reader.read(number)))
         yield {

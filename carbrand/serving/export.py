@@ -11,8 +11,9 @@ import tensorflow as tf
 
 import carbrand
 from carbrand import exported
-from carbrand.data import manifest, pipeline, records
+from carbrand.data import manifest, records
 from carbrand.data.preprocess import Preprocess
+from carbrand.data.reader import RecordReader
 from carbrand.errors import ConfigError, GateError
 from carbrand.training import checkpoint
 
@@ -96,7 +97,7 @@ def _describe(model: keras.Model, meta: dict[str, Any], brands: tuple[str, ...],
 
 def _check_parity(model: keras.Model, preprocess: Preprocess, output: pathlib.Path, data: Any) -> None:
     split = "test" if manifest.load(data).splits["test"].num_examples else "validation"
-    reader = pipeline.RecordReader(data, split)
+    reader = RecordReader(data, split)
     encoded = [
         records.decode(tf.constant(reader.read(n)))["image/encoded"] for n in range(min(_PARITY_PHOTOS, len(reader)))
     ]

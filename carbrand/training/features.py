@@ -13,17 +13,21 @@ import tqdm
 
 from carbrand import files
 from carbrand.data import pipeline
+from carbrand.data.order import Order
 from carbrand.errors import DataError
 
-Forward = Callable[[tuple[tf.Tensor, tf.Tensor]], tf.Tensor]
+# Where the rows of a result are those of the records, a damaged record is an error.
+STRICT = pipeline.Stream(max_damaged_fraction=0)
+
+Forward = Callable[[tuple[tf.Tensor, ...]], tf.Tensor]
 
 
 def make_forward(model: keras.Model, strategy: tf.distribute.Strategy) -> Forward:
-    """A compiled function: distributed batch (inputs, labels) -> `model`'s output in inference mode, per replica."""
+    """A compiled function: distributed batch (inputs, …) -> `model`'s output in inference mode, per replica."""
 
     @tf.function
-    def forward(batch: tuple[tf.Tensor, tf.Tensor]) -> tf.Tensor:
-        return strategy.run(lambda inputs, _: model(inputs, training=False), args=batch)
+    def forward(batch: tuple[tf.Tensor, ...]) -> tf.Tensor:
+        return strategy.run(lambda inputs, *_: model(inputs, training=False), args=batch)
 
     return forward
 
@@ -35,7 +39,7 @@ def outputs(
 
     Args:
       forward: As `make_forward` makes it.
-      dataset: Batches (inputs, labels) that are all full: rows beyond `num_examples` are padding, and left out.
+      dataset: Batches (inputs, …) that are all full: rows beyond `num_examples` are padding, and left out.
       num_examples: Number of rows that count.
       strategy: Its replicas share each batch.
     """
@@ -83,21 +87,23 @@ def make_dataset(
     *,
     batch_size: int,
     is_training: bool,
+    sampling: str = "natural",
     seed: int = 0,
     start_step: int = 0,
     num_steps: int | None = None,
 ) -> tf.data.Dataset:
     """Batches (features [B, …] float32, label [B] int32) in the order of `pipeline.make_dataset`; all full."""
-    order = pipeline.Order(len(labels), seed) if is_training else None
-    numbers = pipeline.example_numbers(len(labels), batch_size, is_training, start_step, num_steps, pad_last=True)
+    order = Order(labels, seed, sampling=sampling) if is_training else None
+    first, last = pipeline.steps(len(labels), batch_size, is_training, start_step, num_steps)
 
-    def rows(numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        indexes = order(numbers) if order else numbers
-        return np.ascontiguousarray(features[indexes]), labels[indexes]
+    def rows(numbers: np.ndarray) -> dict[str, np.ndarray]:
+        indexes = order(numbers) if order else np.minimum(numbers, len(labels) - 1)
+        return {"features": np.ascontiguousarray(features[indexes]), "label": labels[indexes]}
 
-    row = tf.TensorSpec(features.shape[1:], tf.float32), tf.TensorSpec([], tf.int32)
-    dataset = pipeline.map_blocks(numbers, rows, row).map(lambda _, features, label: (features, label))
-    return pipeline.finish(dataset, batch_size)
+    specs = {"features": tf.TensorSpec(features.shape[1:], tf.float32), "label": tf.TensorSpec([], tf.int32)}
+    numbers = tf.data.Dataset.range(first * batch_size, last * batch_size)
+    dataset = pipeline.map_blocks(numbers, rows, specs, block=batch_size, threads=1)
+    return pipeline.finish(dataset.map(lambda batch: (batch["features"], batch["label"])))
 
 
 def _weights_hash(model: keras.Model) -> str:

@@ -6,6 +6,7 @@ from typing import Any
 
 from carbrand import checks
 from carbrand.data.augment import Augment
+from carbrand.data.pipeline import Stream
 from carbrand.data.preprocess import Preprocess
 from carbrand.errors import ConfigError
 from carbrand.training.hardware import Hardware
@@ -23,6 +24,7 @@ class Schedule:
     batch_size: int
     seed: int
     deterministic: bool
+    image_sizes: tuple[tuple[float, int], ...] = ()
 
     def __post_init__(self) -> None:
         checks.number("train.run.epochs", self.epochs, at_least=0)
@@ -32,6 +34,23 @@ class Schedule:
         checks.boolean("train.run.deterministic", self.deterministic)
         if self.epochs + self.head_epochs == 0:
             raise ConfigError("train.run.epochs=0 and train.run.head_epochs=0: nothing to train. Raise one of them.")
+        _check_image_sizes(self.image_sizes)
+
+
+def _check_image_sizes(sizes: Any) -> None:
+    wrong = ConfigError(
+        f"train.run.image_sizes={sizes!r}: give (epoch, side in pixels) pairs, the epochs ascending from 0, "
+        "for example ((0, 128), (6, 192))."
+    )
+    if not isinstance(sizes, tuple | list) or not all(
+        isinstance(pair, tuple | list) and len(pair) == 2 for pair in sizes
+    ):
+        raise wrong
+    epochs = [epoch for epoch, _ in sizes]
+    if epochs and (epochs[0] != 0 or epochs != sorted(set(epochs))):
+        raise wrong
+    for _, size_px in sizes:
+        Preprocess(image_size_px=size_px)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +61,7 @@ class Settings:
     weights: Weights
     preprocess: Preprocess
     augment: Augment
+    stream: Stream
     optimizer: OptimizerSpec
     hardware: Hardware
     schedule: Schedule
@@ -97,6 +117,14 @@ def plan(num_examples: int, settings: Settings) -> list[Phase]:
         Phase("head", "conv5", 0, head_stop, optimizer.head_learning_rate, 0.0, is_cached=True),
         Phase("main", freeze_until, head_stop, stop, optimizer.learning_rate, warmup_steps, is_cached=is_cached),
     ]
+
+
+def image_sizes(phase: Phase, settings: Settings, steps_per_epoch: float) -> list[tuple[int, Preprocess]]:
+    """How large the training images of a phase are: (step before which it ends, preprocess) of each part, in order."""
+    sizes = settings.schedule.image_sizes if phase.name == "main" and not phase.is_cached else ()
+    starts = [min(phase.start + math.ceil(epoch * steps_per_epoch), phase.stop) for epoch, _ in sizes]
+    parts = [dataclasses.replace(settings.preprocess, image_size_px=size_px) for _, size_px in sizes]
+    return list(zip([*starts[1:], phase.stop], parts or [settings.preprocess], strict=True))
 
 
 def validation_steps(phase: Phase, steps_per_epoch: float) -> set[int]:

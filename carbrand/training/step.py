@@ -11,6 +11,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from carbrand.data import mixing
 from carbrand.errors import ConfigError
 from carbrand.training.batch_norm import SynchronizedBatchNormalization
 from carbrand.training.model import dropout_seed
@@ -66,6 +67,9 @@ def make_step(
 ) -> Callable[[Any, tf.Tensor], StepResult]:
     """A compiled function (distributed batch, step number int64) -> StepResult that trains the trainable variables.
 
+    A batch is (inputs, labels [B] int32), or (images, labels, plan [B, 5]) whose photos are mixed in pairs here, on the
+    device; see `mixing.mix`.
+
     Args:
       model: Images or features -> logits [B, C].
       optimizer: As `build_optimizer` makes it, for at least the trainable variables of `model`.
@@ -79,22 +83,28 @@ def make_step(
     statistics = [v.value for layer in _batch_norms(model) for v in (layer.moving_mean, layer.moving_variance)]
     check_xla(model, strategy, xla)
 
-    def forward_backward(images: Any, labels: Any, step: Any, replica: Any, scale: Any) -> tuple[Any, ...]:
+    num_brands = model.output.shape[-1]
+
+    def forward_backward(batch: tuple[Any, ...], step: Any, replica: Any, scale: Any) -> tuple[Any, ...]:
+        images, labels, *plan = batch
+        targets = tf.one_hot(labels, num_brands)
+        if plan:
+            images, targets = mixing.mix(images, targets, *plan)
         num_replicas = strategy.num_replicas_in_sync
         global_batch = tf.cast(tf.shape(labels)[0] * num_replicas, tf.float32)
         with tf.GradientTape() as tape, dropout_seed(tf.stack([seed, step]), replica, num_replicas):
             logits = model(images, training=True)
-            loss = tf.reduce_sum(cross_entropy(labels, logits, spec.label_smoothing)) / global_batch
+            loss = tf.reduce_sum(cross_entropy(targets, logits, spec.label_smoothing)) / global_batch
             scaled_loss = loss * scale
         correct = tf.reduce_sum(tf.cast(tf.argmax(logits, -1, tf.int32) == labels, tf.float32))
         return loss, correct, tape.gradient(scaled_loss, [v.value for v in variables])
 
     compiled = tf.function(forward_backward, jit_compile=True) if xla else forward_backward
 
-    def replica_step(batch: tuple[Any, Any], step: Any, scale: Any) -> tuple[Any, ...]:
+    def replica_step(batch: tuple[Any, ...], step: Any, scale: Any) -> tuple[Any, ...]:
         context = tf.distribute.get_replica_context()
         old_statistics = [tf.identity(v) for v in statistics]
-        loss, correct, gradients = compiled(*batch, step, context.replica_id_in_sync_group, scale)
+        loss, correct, gradients = compiled(batch, step, context.replica_id_in_sync_group, scale)
         gradients = context.all_reduce(tf.distribute.ReduceOp.SUM, [tf.convert_to_tensor(g) for g in gradients])
         gradients = [g / scale for g in gradients]
         norm = tf.linalg.global_norm(gradients)
@@ -142,10 +152,9 @@ def check_xla(model: keras.Model, strategy: tf.distribute.Strategy, xla: bool) -
         )
 
 
-def cross_entropy(labels: tf.Tensor, logits: tf.Tensor, label_smoothing: float = 0.0) -> tf.Tensor:
-    """Labels [B] int, logits [B, C] -> loss per photo [B] float32."""
-    num_brands = logits.shape[-1]
-    targets = tf.one_hot(labels, num_brands) * (1 - label_smoothing) + label_smoothing / num_brands
+def cross_entropy(targets: tf.Tensor, logits: tf.Tensor, label_smoothing: float = 0.0) -> tf.Tensor:
+    """Targets [B, C] float32, each row a distribution, and logits [B, C] -> loss per photo [B] float32."""
+    targets = targets * (1 - label_smoothing) + label_smoothing / logits.shape[-1]
     return tf.nn.softmax_cross_entropy_with_logits(targets, tf.cast(logits, tf.float32))
 
 

@@ -21,6 +21,7 @@ import carbrand
 from carbrand import config, files
 from carbrand.data import manifest, pipeline, verify
 from carbrand.data.augment import Augment
+from carbrand.data.pipeline import Stream
 from carbrand.data.preprocess import Preprocess
 from carbrand.errors import CheckpointError, ConfigError, DataError, GateError
 from carbrand.training import checkpoint, features, hardware, weights
@@ -28,7 +29,7 @@ from carbrand.training.hardware import Hardware
 from carbrand.training.model import ModelSpec, boundary, build_model, freeze, logits_model
 from carbrand.training.optimizer import OptimizerSpec, build_optimizer, learning_rate
 from carbrand.training.progress import Progress
-from carbrand.training.settings import Phase, Schedule, Settings, plan, validation_steps
+from carbrand.training.settings import Phase, Schedule, Settings, image_sizes, plan, validation_steps
 from carbrand.training.step import LossScale, check_xla, cross_entropy, make_step
 from carbrand.training.weights import Weights
 
@@ -38,7 +39,7 @@ FORMAT_VERSION = 1
 _LOCK = ".lock"
 
 # A resumed run may differ in these: they are of the past, or change nothing.
-_MAY_CHANGE = ("carbrand_version", "weights.path")
+_MAY_CHANGE = ("carbrand_version", "weights.path", "stream.threads", "stream.max_damaged_fraction")
 
 log = logging.getLogger(__name__)
 
@@ -100,10 +101,12 @@ def run(
     seed: int = 0,
     deterministic: bool = True,
     checkpoint_every_s: float = 60.0,
+    image_sizes: tuple[tuple[float, int], ...] = (),
     model: ModelSpec | None = None,
     weights: Weights | None = None,
     preprocess: Preprocess | None = None,
     augment: Augment | None = None,
+    stream: Stream | None = None,
     optimizer: OptimizerSpec | None = None,
     hardware: Hardware | None = None,
 ) -> RunResult:
@@ -119,10 +122,13 @@ def run(
       deterministic: Use only operations that repeat bit by bit: an interrupted run ends with the weights of an
         uninterrupted one. Costs some speed on GPUs.
       checkpoint_every_s: Seconds between two checkpoints.
+      image_sizes: The side of training images (pixels) from so many of `epochs` on, for example ((0, 128), (6, 192)):
+        small images first save time. By default all have `preprocess.image_size_px`, as validation always has.
       model: Variant, frozen stages and head. This and the following: by default from their own gin bindings.
       weights: Pretrained weights.
       preprocess: Image size, and the part of a photo that is looked at.
       augment: How training photos are varied.
+      stream: How training photos are drawn and read.
       optimizer: Optimizer and learning rates.
       hardware: Devices and precision.
 
@@ -139,9 +145,10 @@ def run(
         weights=weights or Weights(),
         preprocess=preprocess or Preprocess(),
         augment=augment or Augment(),
+        stream=stream or Stream(),
         optimizer=optimizer or OptimizerSpec(),
         hardware=hardware or Hardware(),
-        schedule=Schedule(epochs, head_epochs, batch_size, seed, deterministic),
+        schedule=Schedule(epochs, head_epochs, batch_size, seed, deterministic, image_sizes),
     )
     trainer = _set_up(pathlib.Path(data), pathlib.Path(run_dir), settings, checkpoint_every_s)
     with files.locked(trainer.run / _LOCK, f"{run_dir}: another training writes here."), pipeline.data_errors():
@@ -162,11 +169,12 @@ def _set_up(data: pathlib.Path, run_dir: pathlib.Path, settings: Settings, check
     schedule, optimizer_spec = settings.schedule, settings.optimizer
     hardware.set_up(schedule.seed, schedule.deterministic)
     strategy = hardware.make_strategy(settings.hardware)
-    _check_batch(schedule.batch_size, strategy.num_replicas_in_sync)
+    pipeline.check_batch("train.run.batch_size", schedule.batch_size, strategy.num_replicas_in_sync)
     run_dir.mkdir(parents=True, exist_ok=True)
     state = checkpoint.load_latest(run_dir)
     with strategy.scope(), hardware.layers_in(settings.hardware.precision):
-        model = build_model(dataset.brands, settings.model, image_size_px=settings.preprocess.height_width)
+        image_size_px = None if schedule.image_sizes else settings.preprocess.height_width
+        model = build_model(dataset.brands, settings.model, image_size_px=image_size_px)
         if state is None:
             weights.load(model, settings.weights.path, settings.model.variant)
         check_xla(model, strategy, settings.hardware.xla)
@@ -186,14 +194,6 @@ def _check_data(data: pathlib.Path) -> manifest.Manifest:
             raise DataError(f"{data}: the {split} split is empty. Build with more photos, or another --split.")
     verify.check_quickly(data)
     return dataset
-
-
-def _check_batch(batch_size: int, replicas: int) -> None:
-    if batch_size % replicas:
-        raise ConfigError(
-            f"train.run.batch_size={batch_size} does not divide among {replicas} replicas. "
-            f"Use a multiple of {replicas}, for example {-(-batch_size // replicas) * replicas}."
-        )
 
 
 def _resume(trainer: Trainer, state: checkpoint.State) -> None:
@@ -246,18 +246,15 @@ def _train_phase(trainer: Trainer, phase: Phase) -> None:
         xla=trainer.settings.hardware.xla,
     )
     forward = features.make_forward(network, trainer.strategy)
-    batches = iter(
-        trainer.strategy.experimental_distribute_dataset(
-            make_batches("train", is_training=True, start_step=trainer.step, num_steps=phase.stop)
-        )
-    )
-    validates_at = validation_steps(phase, trainer.manifest.splits["train"].num_examples / trainer.batch_size)
+    steps_per_epoch = trainer.manifest.splits["train"].num_examples / trainer.batch_size
+    validates_at = validation_steps(phase, steps_per_epoch)
     saved_at = time.monotonic()
     validation = make_batches("validation", is_training=False)
     with (
         Progress(trainer.run, start_step=trainer.step, num_steps=phase.stop, batch_size=trainer.batch_size) as progress,
         _noting_signals(trainer),
     ):
+        batches = _batches(trainer, phase, make_batches, steps_per_epoch)
         while trainer.step < phase.stop:
             rate = learning_rate(
                 phase.peak_rate, trainer.step - phase.start, phase.stop - phase.start, phase.warmup_steps
@@ -283,29 +280,54 @@ def _train_phase(trainer: Trainer, phase: Phase) -> None:
                 raise SystemExit(128 + stop_signal)
 
 
+def _batches(
+    trainer: Trainer, phase: Phase, make_batches: Callable[..., tf.data.Dataset], steps_per_epoch: float
+) -> Iterator[Any]:
+    """The distributed training batches of a phase, from the trainer's step on."""
+    for stop, preprocess in image_sizes(phase, trainer.settings, steps_per_epoch):
+        if trainer.step < stop:
+            place = {"start_step": trainer.step, "num_steps": stop}
+            dataset = make_batches("train", is_training=True, preprocess=preprocess, **place)
+            yield from trainer.strategy.experimental_distribute_dataset(dataset)
+
+
 def _source(trainer: Trainer, phase: Phase) -> Callable[..., tf.data.Dataset]:
     """A function (split, is_training=…) -> batches for the phase's network: images, or features of frozen layers."""
-    seed = trainer.settings.schedule.seed
+    settings, seed = trainer.settings, trainer.settings.schedule.seed
     if not phase.is_cached:
 
-        def images(split: str, **place: Any) -> tf.data.Dataset:
-            return pipeline.make_dataset(
+        def images(
+            split: str, *, is_training: bool, preprocess: Preprocess = settings.preprocess, **place: int
+        ) -> tf.data.Dataset:
+            fields = ["mix"] if is_training and settings.augment.mixes_photos else []
+            dataset = pipeline.make_dataset(
                 trainer.data,
                 split,
                 batch_size=trainer.batch_size,
-                preprocess=trainer.settings.preprocess,
-                augment=trainer.settings.augment,
+                is_training=is_training,
+                preprocess=preprocess,
+                augment=settings.augment,
+                stream=settings.stream if is_training else features.STRICT,
                 seed=seed,
-                pad_last=True,
+                pad_last=not is_training,
+                fields=fields,
                 **place,
             )
+            return dataset.map(lambda batch: tuple(batch[name] for name in ("image", "label", *fields)))
 
         return images
 
     stored = {split: _frozen_features(trainer, phase, split) for split in ("train", "validation")}
 
-    def frozen(split: str, **place: Any) -> tf.data.Dataset:
-        return features.make_dataset(*stored[split], batch_size=trainer.batch_size, seed=seed, **place)
+    def frozen(split: str, *, is_training: bool, preprocess: object = None, **place: int) -> tf.data.Dataset:
+        return features.make_dataset(
+            *stored[split],
+            batch_size=trainer.batch_size,
+            is_training=is_training,
+            sampling=settings.stream.sampling,
+            seed=seed,
+            **place,
+        )
 
     return frozen
 
@@ -319,6 +341,7 @@ def _frozen_features(trainer: Trainer, phase: Phase, split: str) -> tuple[np.nda
         batch_size=trainer.batch_size,
         is_training=False,
         preprocess=trainer.settings.preprocess,
+        stream=features.STRICT,
         pad_last=True,
     )
     labels = manifest.load_index(trainer.data, split)["label"]
@@ -352,7 +375,7 @@ def _validate(
     labels = manifest.load_index(trainer.data, "validation")["label"]
     logits = np.concatenate(list(features.outputs(forward, dataset, len(labels), trainer.strategy)))
     accuracy = float((logits.argmax(-1) == labels).mean())
-    loss = float(tf.reduce_mean(cross_entropy(labels, logits)))
+    loss = float(tf.reduce_mean(cross_entropy(tf.one_hot(labels, logits.shape[-1]), logits)))
     progress.log_validation(trainer.step, phase=phase.name, accuracy=accuracy, loss=loss)
     trainer.validation = (accuracy, loss)
 

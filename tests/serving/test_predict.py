@@ -7,7 +7,8 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from carbrand.data import manifest, pipeline, records
+from carbrand.data import manifest, records
+from carbrand.data.reader import RecordReader
 from carbrand.errors import DataError
 from carbrand.serving import predict
 from carbrand.serving.predict import Failure, Predictor
@@ -19,7 +20,7 @@ def predictor(tiny_model):
 
 
 def test_photos_get_the_answer_they_get_from_their_records(predictor, drawn_photos, drawn_records):
-    reader = pipeline.RecordReader(drawn_records, "test")
+    reader = RecordReader(drawn_records, "test")
     stored = [records.decode(tf.constant(reader.read(n))) for n in range(len(reader))]
     paths = [drawn_photos / record["image/filename"].numpy().decode() for record in stored]
     ours = np.stack([prediction.probabilities for prediction in predictor.predict(paths)])

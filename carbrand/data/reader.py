@@ -1,0 +1,162 @@
+"""Records by their number in a split, from many threads; a damaged record costs that record only, up to a budget."""
+
+import collections
+import functools
+import io
+import itertools
+import logging
+import os
+import pathlib
+import threading
+from collections.abc import Iterator
+from concurrent import futures
+
+import numpy as np
+
+from carbrand.data import manifest, records
+from carbrand.data.order import Order
+from carbrand.errors import DataError
+
+_MAX_OPEN_SHARDS = 64  # far below the usual limit of 1,024 open files in a process
+_LOG = logging.getLogger(__name__)
+
+
+class RecordReader:
+    """Random access to one split's records."""
+
+    def __init__(self, folder: str | os.PathLike[str], split: str) -> None:
+        """Opens a records folder; DataError if it is not complete, or the split is unknown or empty."""
+        self._folder = pathlib.Path(folder)
+        self._index = manifest.load_index(folder, split)
+        dataset = manifest.load(folder)
+        self._shards, self._num_brands = dataset.splits[split].shards, len(dataset.brands)
+        self._open = functools.lru_cache(_MAX_OPEN_SHARDS)(self._open_shard)
+        if not len(self._index):
+            raise DataError(f"{folder}: the {split} split is empty. Build with more photos, or another --split.")
+
+    def __len__(self) -> int:
+        return len(self._index)
+
+    @property
+    def num_brands(self) -> int:
+        """Of the dataset."""
+        return self._num_brands
+
+    @property
+    def labels(self) -> np.ndarray:
+        """Label of every record [N] int32."""
+        return self._index["label"]
+
+    @property
+    def mean_bytes(self) -> float:
+        """Of a record's payload."""
+        return float(self._index["length"].mean())
+
+    def read(self, record: int) -> bytes:
+        """The payload of one record; DataError, which names shard and record, if it is damaged or gone."""
+        shard, offset, length, _ = self._index[record].item()
+        # The file stays open while this thread has it, even when another shard takes its place in the cache.
+        file = self._open(shard)
+        return records.read(file.fileno(), offset, length, where=self.name_of(record))
+
+    def read_run(self, first: int, count: int) -> Iterator[bytes | DataError]:
+        """The payloads of neighbours, at one read for each shard; instead of a damaged one, what is wrong with it."""
+        rows = self._index[first : first + count]
+        for start, stop in _same_shard(rows["shard"]):
+            begin = int(rows[start]["offset"])
+            end = int(rows[stop - 1]["offset"]) + int(rows[stop - 1]["length"]) + records.FRAME_BYTES
+            content = memoryview(os.pread(self._open(int(rows[start]["shard"])).fileno(), end - begin, begin))
+            for place in range(start, stop):
+                offset, length = int(rows[place]["offset"]), int(rows[place]["length"])
+                frame = bytes(content[offset - begin : offset - begin + records.FRAME_BYTES + length])
+                try:
+                    yield records.unframe(frame, length, offset=offset, where=self.name_of(first + place))
+                except DataError as error:
+                    yield error
+
+    def name_of(self, record: int) -> str:
+        """For messages: the shard's path, and the record's place in the split."""
+        return f"{self._folder / self._shards[self._index[record]['shard']].name}: record {record}"
+
+    def _open_shard(self, shard: int) -> io.FileIO:
+        path = self._folder / self._shards[shard].name
+        try:
+            return io.FileIO(path)
+        except FileNotFoundError:
+            raise DataError(f"{path}: missing, though the manifest lists it. Run `carbrand build` again.") from None
+
+
+class Damage:
+    """The damaged records that were met, each counted and named once."""
+
+    def __init__(self, num_records: int, max_fraction: float) -> None:
+        """At most `max_fraction` of so many records may be damaged, but one always if that is not 0."""
+        self._num_records = num_records
+        self._max_fraction = max_fraction
+        self._budget = max(int(max_fraction * num_records), 1) if max_fraction else 0
+        self._found: set[int] = set()
+        self._lock = threading.Lock()
+
+    def note(self, record: int, error: DataError) -> None:
+        """Names a damaged record in the log; DataError if it is one too many."""
+        with self._lock:
+            is_new = record not in self._found
+            self._found.add(record)
+            count = len(self._found)
+        if count > self._budget:
+            raise DataError(
+                f"{error} So {count} of {self._num_records} records are damaged, more than "
+                f"max_damaged_fraction={self._max_fraction:g} allows."
+                if self._budget
+                else str(error)
+            )
+        if is_new:
+            _LOG.warning("left out %s (%d so far, at most %d)", error, count, self._budget)
+
+
+class WindowReader:
+    """Records in the order of windows of blocks: each window is read at once, while the one before it is used.
+
+    So two windows are held in memory, and a disk or network on which single reads are slow is read in long runs.
+    """
+
+    def __init__(self, reader: RecordReader, order: Order) -> None:
+        """Sets what to read, and the order, which has `blocks`."""
+        self._reader = reader
+        self._order = order
+        self._windows: collections.OrderedDict[tuple[int, int], futures.Future] = collections.OrderedDict()
+        self._thread = futures.ThreadPoolExecutor(1, thread_name_prefix="read-window")
+        self._lock = threading.Lock()
+
+    def read(self, number: int, record: int) -> bytes:
+        """The payload of `record`, which example `number` is; DataError as `RecordReader.read`."""
+        found = self._window(number).result()[record]
+        if isinstance(found, DataError):
+            raise found
+        return found
+
+    def _window(self, number: int) -> futures.Future:
+        place, share_done = self._order.window_of(number)
+        # Not at once: other threads may not have done with the window before, which makes room for the next one.
+        wanted = [place, self._order.next_window(place)] if share_done > 0.5 else [place]
+        with self._lock:
+            for window in wanted:
+                if window not in self._windows:
+                    self._windows[window] = self._thread.submit(self._load, window)
+                    while len(self._windows) > 2:
+                        self._windows.popitem(last=False)
+            return self._windows[place]
+
+    def _load(self, window: tuple[int, int]) -> dict[int, bytes | DataError]:
+        wanted = self._order.window_records(window)
+        found: dict[int, bytes | DataError] = {}
+        for run in np.split(wanted, np.flatnonzero(np.diff(wanted) > 1) + 1):
+            payloads = self._reader.read_run(int(run[0]), len(run))
+            found.update(zip(run.tolist(), payloads, strict=True))
+        return found
+
+
+def _same_shard(shards: np.ndarray) -> list[tuple[int, int]]:
+    """Start and stop of each run of equal numbers."""
+    edges = [0, *(np.flatnonzero(np.diff(shards)) + 1).tolist(), len(shards)]
+    return list(itertools.pairwise(edges))
