@@ -27,7 +27,7 @@ CPU times are those of all its processes, from after the first batches on. The t
 call, after all imports; that of peers with a shuffle buffer holds its filling, in Model Garden 10,000 records. Memory
 is the largest sum of the processes' shares (PSS) seen. All figures are medians of the rounds, also the ratios.
 
-Peers that do not go with carbrand's environment have their own below PEERS, which `--make_peers` makes (6 GB); without
+Peers that do not go with carbrand's environment have their own below PEERS, which `--make_peers` makes (5 GB); without
 it, or where a package is missing, they are left out.
 """
 
@@ -79,7 +79,7 @@ def main():
 
 def make_peers(folder):
     for name, packages in PACKAGES.items():
-        venv.create(folder / name, with_pip=True)
+        venv.create(folder / name, symlinks=True, with_pip=True)
         subprocess.run([python_of(name, folder), "-m", "pip", "install", "--quiet", *packages], check=True)
 
 
