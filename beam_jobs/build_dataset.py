@@ -31,7 +31,6 @@ from carbrand.data import brands, catalogue, leakage, manifest, paths, records, 
 
 beam = runners.beam  # not imported here: runners keeps it quiet
 
-_LEAK_FEATURES = ("image/key/sha256", "image/group")
 LEAK_BUCKETS = 256  # of the leakage gate; 54 bytes per photo are held while one of them is checked
 
 
@@ -325,8 +324,8 @@ def _keys_of_shard(written: sharded_writer.WrittenShard, settings: build_output.
     path = pathlib.Path(settings.output_dir, shard.name)
     with path.open("rb") as file:
         for number, payload in enumerate(records.read_all(file, where=str(path))):
-            found = records.parse_bytes(payload, _LEAK_FEATURES)
-            keys.add(number, sha256=found["image/key/sha256"], group=found["image/group"])
+            sha256, group = (records.parse_bytes(payload, name) for name in ("image/key/sha256", "image/group"))
+            keys.add(number, sha256=bytes(sha256), group=bytes(group))
     return packed.Pack(leakage.by_bucket(keys.array(), LEAK_BUCKETS))
 
 

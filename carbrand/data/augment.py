@@ -102,7 +102,9 @@ def window(
     return _central_window(height, width, aspect / augment.crop_aspect, aspect * augment.crop_aspect)
 
 
-def augmented(encoded: bytes, draws: np.ndarray, augment: Augment, height_width: tuple[int, int]) -> np.ndarray:
+def augmented(
+    encoded: bytes | memoryview, draws: np.ndarray, augment: Augment, height_width: tuple[int, int]
+) -> np.ndarray:
     """One JPEG and its draws [num_draws] -> [H, W, 3] uint8 RGB: a random window of it, resized and varied.
 
     libjpeg decodes at the smallest of its scales (eighths) that leaves the window no smaller than the output, so that

@@ -270,21 +270,20 @@ class _Blocks:
             for name, dtype in EXTRA_FIELDS.items()
             if name in names
         }
-        # What `_contents` finds, and the type of its array.
+        # What `_contents` finds: shape and type.
         own = ({"image"} if augment.enabled else {_ENCODED}) | set(self._features)
-        self._own = {
-            name: object if self.specs[name].dtype == tf.string else self.specs[name].dtype.as_numpy_dtype
-            for name in own
-        }
+        self._arrays = {name: (self.specs[name].shape, self.specs[name].dtype.as_numpy_dtype) for name in own}
 
     def __call__(self, places: np.ndarray) -> dict[str, np.ndarray]:
         numbers = self._share.numbers(places)
         asked = self._order(numbers) if self._order else np.minimum(numbers, len(self._reader) - 1)
         photo_draws = draws.uniform(self._seed, numbers, self._augment.num_draws)
-        pairs = zip(numbers.tolist(), asked.tolist(), photo_draws, strict=True)
-        examples = [self._sound(number, record, row) for number, record, row in pairs]
-        used = np.array([example["record"] for example in examples])
-        found = {name: np.array([example[name] for example in examples], dtype) for name, dtype in self._own.items()}
+        used = asked.copy()
+        found = {name: np.empty((len(numbers), *shape), dtype) for name, (shape, dtype) in self._arrays.items()}
+        for place, (number, record) in enumerate(zip(numbers.tolist(), asked.tolist(), strict=True)):
+            used[place], example = self._sound(number, record, photo_draws[place])
+            for name, array in found.items():
+                array[place] = example[name]
         found |= {"label": self._reader.labels[used], "number": numbers, "record": used}
         # In training each place has to be filled, and what stands in for a damaged record counts as any other.
         counts = (used == asked) & (numbers < len(self._reader)) if self._order is None else np.full(len(used), True)
@@ -293,12 +292,12 @@ class _Blocks:
             found["mix"] = mixing.plan(photo_draws, self._augment, self._height_width)
         return found
 
-    def _sound(self, number: int, record: int, photo_draws: np.ndarray) -> dict[str, Any]:
-        """The contents of the record, or of the next one that is sound, and which "record" it is."""
+    def _sound(self, number: int, record: int, photo_draws: np.ndarray) -> tuple[int, dict[str, Any]]:
+        """The record, or the next one that is sound, and its contents."""
         num_records = len(self._reader)
         for candidate in itertools.chain(range(record, num_records), range(record)):
             try:
-                return {"record": candidate, **self._contents(number, candidate, candidate == record, photo_draws)}
+                return candidate, self._contents(number, candidate, candidate == record, photo_draws)
             except DataError as error:
                 self._damage.note(candidate, error)
         raise DataError(f"{self._reader.name_of(record)}: none of {num_records} records is sound. Build them again.")
@@ -306,15 +305,15 @@ class _Blocks:
     def _contents(self, number: int, record: int, is_asked: bool, photo_draws: np.ndarray) -> dict[str, Any]:
         windows = self._windows if is_asked else None
         payload = windows.read(number, record) if windows else self._reader.read(record)
-        found: dict[str, Any] = dict(
-            records.parse(payload) if self._features else records.parse_bytes(payload, (_ENCODED,))
-        )
-        if self._augment.enabled:
-            try:
-                found["image"] = augmentation.augmented(found[_ENCODED], photo_draws, self._augment, self._height_width)
-            except ValueError as error:
-                where = self._reader.name_of(record)
-                raise DataError(f"{where}: cannot be decoded ({error}). Build the records again.") from error
+        found: dict[str, Any] = dict(records.parse(payload)) if self._features else {}
+        encoded = records.parse_bytes(payload, _ENCODED)
+        if not self._augment.enabled:
+            return found | {_ENCODED: bytes(encoded)}
+        try:
+            found["image"] = augmentation.augmented(encoded, photo_draws, self._augment, self._height_width)
+        except ValueError as error:
+            where = self._reader.name_of(record)
+            raise DataError(f"{where}: cannot be decoded ({error}). Build the records again.") from error
         return found
 
 

@@ -26,10 +26,10 @@ class RecordReader:
 
     def __init__(self, folder: str | os.PathLike[str], split: str) -> None:
         """Opens a records folder; DataError if it is not complete, or the split is unknown or empty."""
-        self._folder = pathlib.Path(folder)
         self._index = manifest.load_index(folder, split)
         dataset = manifest.load(folder)
-        self._shards, self._num_brands = dataset.splits[split].shards, len(dataset.brands)
+        self._paths = [str(pathlib.Path(folder) / shard.name) for shard in dataset.splits[split].shards]
+        self._num_brands = len(dataset.brands)
         self._open = functools.lru_cache(_MAX_OPEN_SHARDS)(self._open_shard)
         if not len(self._index):
             raise DataError(f"{folder}: the {split} split is empty. Build with more photos, or another --split.")
@@ -57,7 +57,7 @@ class RecordReader:
         shard, offset, length, _ = self._index[record].item()
         # The file stays open while this thread has it, even when another shard takes its place in the cache.
         file = self._open(shard)
-        return records.read(file.fileno(), offset, length, where=self.name_of(record))
+        return records.read(file.fileno(), offset, length, where=f"{self._paths[shard]}: record {record}")
 
     def read_run(self, first: int, count: int) -> Iterator[bytes | DataError]:
         """The payloads of neighbours, at one read for each shard; instead of a damaged one, what is wrong with it."""
@@ -76,10 +76,10 @@ class RecordReader:
 
     def name_of(self, record: int) -> str:
         """For messages: the shard's path, and the record's place in the split."""
-        return f"{self._folder / self._shards[self._index[record]['shard']].name}: record {record}"
+        return f"{self._paths[self._index['shard'][record]]}: record {record}"
 
     def _open_shard(self, shard: int) -> io.FileIO:
-        path = self._folder / self._shards[shard].name
+        path = self._paths[shard]
         try:
             return io.FileIO(path)
         except FileNotFoundError:

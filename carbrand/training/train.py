@@ -320,8 +320,10 @@ def _source(trainer: Trainer, phase: Phase) -> Callable[..., tf.data.Dataset]:
     stored = {split: _frozen_features(trainer, phase, split) for split in ("train", "validation")}
 
     def frozen(split: str, *, is_training: bool, preprocess: object = None, **place: int) -> tf.data.Dataset:
+        outputs, labels = stored[split]
         return features.make_dataset(
-            *stored[split],
+            outputs,
+            labels,
             batch_size=trainer.batch_size,
             is_training=is_training,
             sampling=settings.stream.sampling,

@@ -45,8 +45,11 @@ def test_parse_gives_back_what_was_encoded(seed):
 
 @pytest.mark.parametrize("seed", range(50))
 def test_single_features_are_parsed_as_all_are(seed):
-    record, names = random_record(seed), ("image/group", "image/encoded")
-    assert records.parse_bytes(records.encode(record), names) == {name: record[name] for name in names}
+    record = random_record(seed)
+    serialized = records.encode(record)
+    for name, kind in records.FEATURES.items():
+        if kind is bytes:
+            assert records.parse_bytes(serialized, name) == record[name]
 
 
 def test_what_is_no_record_is_not_parsed():
