@@ -8,6 +8,7 @@ Photos are decoded, cut and varied in uint8 by libjpeg-turbo and OpenCV, at less
 operations (tests/benchmarks/input_pipeline.py); evaluation goes through `preprocess`, as exported models do.
 """
 
+import atexit
 import contextlib
 import dataclasses
 import functools
@@ -15,8 +16,9 @@ import itertools
 import logging
 import os
 import re
+import threading
+import time
 from collections.abc import Callable, Collection, Iterator
-from typing import Any
 
 import cv2
 import gin
@@ -32,8 +34,9 @@ from carbrand.data.preprocess import Preprocess
 from carbrand.data.reader import Damage, RecordReader, WindowReader
 from carbrand.errors import ConfigError, DataError
 
-_MAX_BLOCK = 64  # examples per call into Python: enough that the call costs nothing beside the decoding
+_MAX_BLOCK = 128  # examples per call into Python: enough that the call costs nothing beside the decoding
 _FOREVER = 2**62
+_QUIET_S = 0.1  # without a call, after which nothing is under way any more
 _ENCODED = "image/encoded"
 _DTYPES = {bytes: tf.string, int: tf.int64}
 # What a batch can hold besides image, label and the record's features: see `make_dataset`.
@@ -140,9 +143,11 @@ def make_dataset(
     if not is_training and not pad_last:
         places = places.take(len(reader) - first * batch_size)
     threads = stream.threads or len(os.sched_getaffinity(0))
-    dataset = map_blocks(places, read, read.specs, block=_even_part(share.per_worker), threads=threads)
+    block = _even_part(share.per_replica)
+    dataset = map_blocks(places, read, read.specs, block=block, threads=threads, only_full=augment.enabled)
     if augment.enabled:
-        dataset = dataset.rebatch(share.per_replica, drop_remainder=True)
+        if block != share.per_replica:  # which copies every image
+            dataset = dataset.rebatch(share.per_replica, drop_remainder=True)
     else:
         dataset = dataset.unbatch()
         if not is_training and not pad_last:
@@ -152,6 +157,41 @@ def make_dataset(
     if augment.mixes_photos and "mix" not in (fields or ()):
         dataset = dataset.map(functools.partial(_mixed, reader.num_brands), num_parallel_calls=tf.data.AUTOTUNE)
     return finish(dataset.map(functools.partial(_element, fields, pad_last)))
+
+
+class _Calls:
+    """The calls from tf.data into Python. A program that ends waits for them, and refuses new ones.
+
+    Else the interpreter, which ends first, would wait for a call that waits for the interpreter, for ever: as soon as
+    a program ends while an iterator of its is alive.
+    """
+
+    def __init__(self) -> None:
+        self._running = 0
+        self._last = 0.0
+        self._is_closed = False
+        self._lock = threading.Lock()
+        atexit.register(self._close)
+
+    def __enter__(self) -> None:
+        with self._lock:
+            self._last = time.monotonic()
+            if self._is_closed:
+                raise RuntimeError("the program ends")
+            self._running += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._running -= 1
+            self._last = time.monotonic()
+
+    def _close(self) -> None:
+        self._is_closed = True
+        while self._running or time.monotonic() - self._last < _QUIET_S:
+            time.sleep(_QUIET_S / 10)
+
+
+_CALLS = _Calls()
 
 
 @contextlib.contextmanager
@@ -181,6 +221,7 @@ def map_blocks(
     *,
     block: int,
     threads: int,
+    only_full: bool = False,
 ) -> tf.data.Dataset:
     """Maps blocks of numbers [K] through a Python function, in order.
 
@@ -190,19 +231,21 @@ def map_blocks(
       specs: Type and shape of one row of each array.
       block: K, but the last one may be smaller.
       threads: Blocks that are worked on at once.
+      only_full: All blocks are full, so that K is part of the shapes.
     """
 
     def rows(numbers: np.ndarray) -> list[np.ndarray]:
-        found = function(numbers)
-        return [found[name] for name in specs]
+        with _CALLS:
+            found = function(numbers)
+            return [found[name] for name in specs]
 
     def call(numbers: tf.Tensor) -> dict[str, tf.Tensor]:
         # Not stateful, or tf.data would give up all parallelism when operations have to be deterministic.
         values = tf.numpy_function(rows, [numbers], [spec.dtype for spec in specs.values()], stateful=False)
-        shapes = ((None, *spec.shape) for spec in specs.values())
+        shapes = ((block if only_full else None, *spec.shape) for spec in specs.values())
         return dict(zip(specs, map(tf.ensure_shape, values, shapes), strict=True))
 
-    return places.batch(block).map(call, num_parallel_calls=threads)
+    return places.batch(block, drop_remainder=only_full).map(call, num_parallel_calls=threads)
 
 
 def finish(dataset: tf.data.Dataset) -> tf.data.Dataset:
@@ -270,7 +313,7 @@ class _Blocks:
             for name, dtype in EXTRA_FIELDS.items()
             if name in names
         }
-        # What `_contents` finds: shape and type.
+        # What is filled example by example: shape and type.
         own = ({"image"} if augment.enabled else {_ENCODED}) | set(self._features)
         self._arrays = {name: (self.specs[name].shape, self.specs[name].dtype.as_numpy_dtype) for name in own}
 
@@ -281,9 +324,8 @@ class _Blocks:
         used = asked.copy()
         found = {name: np.empty((len(numbers), *shape), dtype) for name, (shape, dtype) in self._arrays.items()}
         for place, (number, record) in enumerate(zip(numbers.tolist(), asked.tolist(), strict=True)):
-            used[place], example = self._sound(number, record, photo_draws[place])
-            for name, array in found.items():
-                array[place] = example[name]
+            rows = {name: array[place : place + 1] for name, array in found.items()}
+            used[place] = self._fill_sound(rows, number, record, photo_draws[place])
         found |= {"label": self._reader.labels[used], "number": numbers, "record": used}
         # In training each place has to be filled, and what stands in for a damaged record counts as any other.
         counts = (used == asked) & (numbers < len(self._reader)) if self._order is None else np.full(len(used), True)
@@ -292,29 +334,32 @@ class _Blocks:
             found["mix"] = mixing.plan(photo_draws, self._augment, self._height_width)
         return found
 
-    def _sound(self, number: int, record: int, photo_draws: np.ndarray) -> tuple[int, dict[str, Any]]:
-        """The record, or the next one that is sound, and its contents."""
+    def _fill_sound(self, rows: dict[str, np.ndarray], number: int, record: int, photo_draws: np.ndarray) -> int:
+        """Fills one row of each array with the record, or the next one that is sound, and says which it was."""
         num_records = len(self._reader)
         for candidate in itertools.chain(range(record, num_records), range(record)):
             try:
-                return candidate, self._contents(number, candidate, candidate == record, photo_draws)
+                windows = self._windows if candidate == record else None
+                payload = windows.read(number, record) if windows else self._reader.read(candidate)
+                self._fill(rows, candidate, payload, photo_draws)
+                return candidate
             except DataError as error:
                 self._damage.note(candidate, error)
         raise DataError(f"{self._reader.name_of(record)}: none of {num_records} records is sound. Build them again.")
 
-    def _contents(self, number: int, record: int, is_asked: bool, photo_draws: np.ndarray) -> dict[str, Any]:
-        windows = self._windows if is_asked else None
-        payload = windows.read(number, record) if windows else self._reader.read(record)
-        found: dict[str, Any] = dict(records.parse(payload)) if self._features else {}
+    def _fill(self, rows: dict[str, np.ndarray], record: int, payload: bytes, photo_draws: np.ndarray) -> None:
+        parsed = records.parse(payload) if self._features else {}
+        for name in self._features:
+            rows[name][0] = parsed[name]
         encoded = records.parse_bytes(payload, _ENCODED)
         if not self._augment.enabled:
-            return found | {_ENCODED: bytes(encoded)}
+            rows[_ENCODED][0] = bytes(encoded)
+            return
         try:
-            found["image"] = augmentation.augmented(encoded, photo_draws, self._augment, self._height_width)
+            augmentation.augmented(encoded, photo_draws, self._augment, self._height_width, rows["image"][0])
         except ValueError as error:
             where = self._reader.name_of(record)
             raise DataError(f"{where}: cannot be decoded ({error}). Build the records again.") from error
-        return found
 
 
 def check_batch(name: str, batch_size: int, replicas: int) -> None:
