@@ -47,9 +47,10 @@ class Run:
         finally:
             keras.config.set_dtype_policy("float32")
 
-    def train(self, steps, images=IMAGES, learning_rate=0.1):
+    def train(self, steps, images=IMAGES, learning_rate=0.1, plan=None):
         self.optimizer.learning_rate.assign(learning_rate)
-        dataset = tf.data.Dataset.from_tensor_slices((images, LABELS)).batch(BATCH).repeat()
+        columns = (images, LABELS) if plan is None else (images, LABELS, plan)
+        dataset = tf.data.Dataset.from_tensor_slices(columns).batch(BATCH, drop_remainder=True).repeat()
         batches = iter(self.strategy.experimental_distribute_dataset(dataset))
         return [self.step(next(batches), tf.constant(n, tf.int64)) for n in range(steps)]
 
@@ -94,6 +95,32 @@ def test_first_step_equals_gradient_descent_worked_out_with_a_tape():
     ):
         # Nesterov's first step with momentum 0.9: the gradient counts once, and 0.9 of it once more.
         np.testing.assert_allclose(after.numpy(), before.numpy() - 0.1 * 1.9 * gradient.numpy(), atol=1e-6)
+
+
+# Photo 2k and its partner 2k + 1, each with half of both, then boxes of a third of the other's pixels.
+PLAN = np.array([[0.5, 0, 0, 0, 0], [0.5, 0, 0, 0, 0], [1, 0, 0, 2, 6], [1, 4, 0, 6, 6]] * BATCH, np.float32)
+
+
+@pytest.mark.parametrize("xla", [False, True])
+@pytest.mark.parametrize("replicas", [2, 4])
+def test_mixing_does_not_depend_on_the_replicas(replicas, xla):
+    synchronized = not xla  # which XLA cannot
+    one, many = (Run(n, synchronized=synchronized, xla=xla) for n in (1, replicas))
+    losses_of_one, losses_of_many = ([float(r.loss) for r in run.train(1, plan=PLAN)] for run in (one, many))
+    if synchronized:
+        np.testing.assert_allclose(losses_of_one, losses_of_many, atol=1e-5)
+        assert_close(one.weights(), many.weights(), 1e-5)
+    assert np.isfinite(losses_of_many).all()
+
+
+def test_mixed_photos_are_trained_on_mixed_targets():
+    run, reference = Run(1, spec=OptimizerSpec(weight_decay=0.0)), small_network(synchronized=False)
+    images, targets = IMAGES[:BATCH].copy(), np.eye(3)[LABELS[:BATCH]]
+    mixed = (images + images[[1, 0, 3, 2, 5, 4, 7, 6]]) / 2
+    targets = (targets + targets[[1, 0, 3, 2, 5, 4, 7, 6]]) / 2
+    expected = keras.losses.categorical_crossentropy(targets, reference(mixed, training=True), from_logits=True)
+    (result,) = run.train(1, plan=np.array([[0.5, 0, 0, 0, 0]] * len(LABELS), np.float32))
+    np.testing.assert_allclose(float(result.loss), float(tf.reduce_mean(expected)), rtol=1e-5)
 
 
 @pytest.mark.parametrize("bad_photo", [0, BATCH - 1])

@@ -1,5 +1,7 @@
 import json
+import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,13 +15,16 @@ import tensorflow as tf
 from carbrand import files
 from carbrand.data import manifest
 from carbrand.data.augment import Augment
+from carbrand.data.pipeline import Stream
 from carbrand.data.preprocess import Preprocess
 from carbrand.errors import CheckpointError, ConfigError, DataError, GateError
 from carbrand.training import checkpoint, features, train, weights
+from carbrand.training import step as step_module
 from carbrand.training.hardware import Hardware
 from carbrand.training.model import ModelSpec
 from carbrand.training.optimizer import OptimizerSpec
 from carbrand.training.settings import Schedule, Settings, plan
+from carbrand.training.step import cross_entropy
 from carbrand.training.weights import Weights
 
 TINY = Preprocess(image_size_px=32)
@@ -31,6 +36,7 @@ def settings(**changes):
         "weights": Weights("random"),
         "preprocess": TINY,
         "augment": Augment(),
+        "stream": Stream(),
         "optimizer": OptimizerSpec(),
         "hardware": Hardware(),
         "schedule": Schedule(epochs=2, head_epochs=0, batch_size=8, seed=0, deterministic=True),
@@ -102,11 +108,55 @@ def test_a_damaged_shard_is_named_before_the_first_step(drawn_records, tmp_path)
         train.run(tmp_path, tmp_path / "run", batch_size=8, preprocess=TINY)
 
 
-def test_a_record_damaged_during_training_ends_it_with_its_name(drawn_records, tmp_path, monkeypatch):
+def test_a_damaged_record_costs_training_that_record_only(drawn_records, tmp_path, monkeypatch, caplog):
+    shard = with_a_damaged_shard(drawn_records, tmp_path)
+    monkeypatch.setattr(train.verify, "check_quickly", lambda folder: None)
+    train.run(tmp_path, tmp_path / "run", epochs=1, batch_size=8, preprocess=TINY)
+    (message,) = [record.getMessage() for record in caplog.records if "left out" in record.getMessage()]
+    assert re.search(rf"{shard.name}: record .* the file ends after", message)
+
+
+def test_a_record_damaged_beyond_the_budget_ends_training_with_its_name(drawn_records, tmp_path, monkeypatch):
     shard = with_a_damaged_shard(drawn_records, tmp_path)
     monkeypatch.setattr(train.verify, "check_quickly", lambda folder: None)
     with pytest.raises(DataError, match=f"{shard.name}: record .* the file ends after"):
-        train.run(tmp_path, tmp_path / "run", batch_size=8, preprocess=TINY)
+        train.run(tmp_path, tmp_path / "run", batch_size=8, preprocess=TINY, stream=Stream(max_damaged_fraction=0))
+
+
+def test_images_grow_with_the_epochs_and_are_traced_once_for_each_size(drawn_records, tmp_path, monkeypatch):
+    shapes = []
+    original = train.make_step
+
+    def make_step(model, *rest, **options):
+        step = original(model, *rest, **options)
+        return lambda batch, number: shapes.append(batch[0].shape[1:3]) or step(batch, number)
+
+    traced = []
+    monkeypatch.setattr(train, "make_step", make_step)
+    monkeypatch.setattr(step_module, "cross_entropy", lambda *a: traced.append(1) or cross_entropy(*a))
+    sizes = ((0, 32), (0.5, 40), (1.5, 32))
+    run_dir = tmp_path / "run"
+    train.run(drawn_records, run_dir, epochs=2, batch_size=8, preprocess=TINY, image_sizes=sizes)
+    photos = manifest.load(drawn_records).splits["train"].num_examples
+    changes = [math.ceil(epoch * photos / 8) for epoch in (0.5, 1.5, 2)]
+    assert shapes == [(32, 32)] * changes[0] + [(40, 40)] * (changes[1] - changes[0]) + [(32, 32)] * (
+        changes[2] - changes[1]
+    )
+    assert len(traced) == 2
+
+
+@pytest.mark.parametrize("sizes", [((1, 64),), ((0, 64), (0, 96)), (64,), ((0, 16),), 64])
+def test_bad_image_sizes_raise(sizes):
+    with pytest.raises(ConfigError, match="image_sizes=|image_size_px=16"):
+        Schedule(1, 0, 8, 0, True, sizes)
+
+
+def test_balanced_brands_reach_the_training(drawn_records, tmp_path, caplog):
+    options = probe_options(epochs=1, stream=Stream(sampling="balanced"))
+    train.run(drawn_records, tmp_path / "cached", **options)
+    with caplog.at_level("INFO", logger="carbrand"):
+        train.run(drawn_records, tmp_path / "images", **{**options, "augment": Augment(mixup_alpha=0.4)})
+    assert any("balanced sampling: an epoch holds" in record.getMessage() for record in caplog.records)
 
 
 def test_signal_that_comes_during_validation_is_not_lost(drawn_records, tmp_path, monkeypatch):
@@ -295,7 +345,8 @@ def wait_for_step(run_dir, process, step):
 @pytest.mark.slow
 @pytest.mark.parametrize("replicas", [1, 2])
 def test_killed_run_ends_with_the_weights_of_an_uninterrupted_one(drawn_records, tmp_path, replicas):
-    extra = ("--gin_param", f"hardware.replicas={replicas}")
+    extra = ("--gin_param", f"hardware.replicas={replicas}", "--gin_param", "augment.cutmix_alpha=1.0")
+    extra += ("--gin_param", "train.run.image_sizes=((0, 40), (1, 32))", "--gin_param", "stream.sampling='sqrt'")
     assert start(drawn_records, tmp_path / "whole", *extra).wait() == 0
     for step in (3, 11):  # in mid-epoch, in the first and the second
         process = start(drawn_records, tmp_path / "killed", *extra)
