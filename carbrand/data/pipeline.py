@@ -14,6 +14,7 @@ import dataclasses
 import functools
 import itertools
 import logging
+import math
 import os
 import re
 import threading
@@ -36,6 +37,7 @@ from carbrand.errors import ConfigError, DataError
 
 _MAX_BLOCK = 128  # examples per call into Python: enough that the call costs nothing beside the decoding
 _FOREVER = 2**62
+_ALIGNMENT = 64  # bytes; TensorFlow's EIGEN_MAX_ALIGN_BYTES with AVX-512, and no less elsewhere
 _QUIET_S = 0.1  # without a call, after which nothing is under way any more
 _ENCODED = "image/encoded"
 _DTYPES = {bytes: tf.string, int: tf.int64}
@@ -322,7 +324,7 @@ class _Blocks:
         asked = self._order(numbers) if self._order else np.minimum(numbers, len(self._reader) - 1)
         photo_draws = draws.uniform(self._seed, numbers, self._augment.num_draws)
         used = asked.copy()
-        found = {name: np.empty((len(numbers), *shape), dtype) for name, (shape, dtype) in self._arrays.items()}
+        found = {name: _aligned((len(numbers), *shape), dtype) for name, (shape, dtype) in self._arrays.items()}
         for place, (number, record) in enumerate(zip(numbers.tolist(), asked.tolist(), strict=True)):
             rows = {name: array[place : place + 1] for name, array in found.items()}
             used[place] = self._fill_sound(rows, number, record, photo_draws[place])
@@ -360,6 +362,16 @@ class _Blocks:
         except ValueError as error:
             where = self._reader.name_of(record)
             raise DataError(f"{where}: cannot be decoded ({error}). Build the records again.") from error
+
+
+def _aligned(shape: tuple[int, ...], dtype: type) -> np.ndarray:
+    """A new array, where TensorFlow wants its tensors to be: it copies all others."""
+    if dtype is object:
+        return np.empty(shape, dtype)
+    count = math.prod(shape) * np.dtype(dtype).itemsize
+    memory = np.empty(count + _ALIGNMENT, np.uint8)
+    start = -memory.ctypes.data % _ALIGNMENT
+    return memory[start : start + count].view(dtype).reshape(shape)
 
 
 def check_batch(name: str, batch_size: int, replicas: int) -> None:
