@@ -157,6 +157,7 @@ def make_dataset(
         dataset = dataset.map(functools.partial(_preprocessed, preprocess), num_parallel_calls=tf.data.AUTOTUNE)
         dataset = dataset.batch(share.per_replica, drop_remainder=is_training or pad_last)
     if augment.mixes_photos and "mix" not in (fields or ()):
+        mixing.check_even(share.per_replica)  # here: what a traced function raises is wrapped in a report
         dataset = dataset.map(functools.partial(_mixed, reader.num_brands), num_parallel_calls=tf.data.AUTOTUNE)
     return finish(dataset.map(functools.partial(_element, fields, pad_last)))
 

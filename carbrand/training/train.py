@@ -19,7 +19,7 @@ import tensorflow as tf
 
 import carbrand
 from carbrand import config, files
-from carbrand.data import manifest, pipeline, verify
+from carbrand.data import manifest, mixing, pipeline, verify
 from carbrand.data.augment import Augment
 from carbrand.data.pipeline import Stream
 from carbrand.data.preprocess import Preprocess
@@ -170,6 +170,8 @@ def _set_up(data: pathlib.Path, run_dir: pathlib.Path, settings: Settings, check
     hardware.set_up(schedule.seed, schedule.deterministic)
     strategy = hardware.make_strategy(settings.hardware)
     pipeline.check_batch("train.run.batch_size", schedule.batch_size, strategy.num_replicas_in_sync)
+    if settings.augment.mixes_photos:
+        mixing.check_even(schedule.batch_size // strategy.num_replicas_in_sync)
     run_dir.mkdir(parents=True, exist_ok=True)
     state = checkpoint.load_latest(run_dir)
     with strategy.scope(), hardware.layers_in(settings.hardware.precision):
