@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import inspect
 import json
 import logging
 import os
@@ -160,6 +161,22 @@ def run(
     description = {"format_version": FORMAT_VERSION, **dataclasses.asdict(result), **trainer.meta}
     files.write_json(trainer.run / RUN_FILE, description)
     return result
+
+
+def bound_settings() -> Settings:
+    """What `run` would compute by gin's bindings, but from random weights: for those who only look at its inputs."""
+    defaults = {name: parameter.default for name, parameter in inspect.signature(run).parameters.items()}
+    values = {**defaults, **gin.get_bindings("train.run")}
+    return Settings(
+        model=values["model"] or ModelSpec(),
+        weights=Weights(path="random"),
+        preprocess=values["preprocess"] or Preprocess(),
+        augment=values["augment"] or Augment(),
+        stream=values["stream"] or Stream(),
+        optimizer=values["optimizer"] or OptimizerSpec(),
+        hardware=values["hardware"] or Hardware(),
+        schedule=Schedule(**{field.name: values[field.name] for field in dataclasses.fields(Schedule)}),
+    )
 
 
 def _set_up(data: pathlib.Path, run_dir: pathlib.Path, settings: Settings, checkpoint_every_s: float) -> Trainer:
