@@ -175,6 +175,11 @@ def test_the_share_of_a_window_that_is_done_grows_to_its_end():
     assert [ours.window_of(number) for number in (0, 4, 7)] == [((0, 0), 0), ((0, 0), 0.5), ((0, 0), 7 / 8)]
 
 
+def test_the_share_of_a_short_last_window_grows_to_its_end_too():
+    ours = Order(np.zeros(10, np.int32), seed=0, blocks=Blocks(2, 8))
+    assert [ours.window_of(number) for number in (8, 9, 10)] == [((0, 1), 0), ((0, 1), 0.5), ((1, 0), 0)]
+
+
 def test_blocks_change_from_epoch_to_epoch():
     ours = Order(np.zeros(800, np.int32), seed=0, blocks=Blocks(8, 80))
     assert ours.window_records((0, 0)).tolist() != ours.window_records((1, 0)).tolist()
