@@ -65,7 +65,8 @@ class RecordReader:
         for start, stop in _same_shard(rows["shard"]):
             begin = int(rows[start]["offset"])
             end = int(rows[stop - 1]["offset"]) + int(rows[stop - 1]["length"]) + records.FRAME_BYTES
-            content = memoryview(os.pread(self._open(int(rows[start]["shard"])).fileno(), end - begin, begin))
+            file = self._open(int(rows[start]["shard"]))  # in a variable, as in `read`
+            content = memoryview(os.pread(file.fileno(), end - begin, begin))
             for place in range(start, stop):
                 offset, length = int(rows[place]["offset"]), int(rows[place]["length"])
                 frame = bytes(content[offset - begin : offset - begin + records.FRAME_BYTES + length])

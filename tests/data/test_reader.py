@@ -1,5 +1,6 @@
 import logging
 import os
+import pathlib
 import random
 import threading
 from concurrent import futures
@@ -121,13 +122,30 @@ def test_an_empty_split_raises(tmp_path):
         RecordReader(tmp_path, "train")
 
 
+def open_files():
+    return len(list(pathlib.Path("/proc/self/fd").iterdir()))
+
+
 def test_more_shards_than_files_may_be_open_are_read_too(folder, monkeypatch):
     monkeypatch.setattr(reader, "_MAX_OPEN_SHARDS", 2)
     ours, usual = RecordReader(folder, "train"), RecordReader(folder, "train")
-    before = len(os.listdir("/proc/self/fd"))
+    before = open_files()
     order = random.Random(0).sample(range(SIZE), SIZE)
     assert [ours.read(number) for number in order] == [usual.read(number) for number in order]
-    assert len(os.listdir("/proc/self/fd")) - before <= 2 + 5  # those of `usual`
+    assert open_files() - before <= 2 + 5  # those of `usual`
+
+
+@pytest.mark.parametrize("read", [lambda ours: ours.read(0), lambda ours: next(ours.read_run(0, 1))])
+def test_a_shard_stays_open_while_it_is_read(folder, monkeypatch, read):
+    monkeypatch.setattr(reader, "_MAX_OPEN_SHARDS", 1)
+    ours, pread = RecordReader(folder, "train"), os.pread
+
+    def pread_late(descriptor, *where):
+        ours._open(4)  # another thread opens another shard, which takes the only place
+        return pread(descriptor, *where)
+
+    monkeypatch.setattr(os, "pread", pread_late)
+    assert records.parse(read(ours))["image/source/height"] == 400
 
 
 def test_damage_is_counted_and_named_once(caplog):
