@@ -60,12 +60,16 @@ class RecordReader:
         return records.read(file.fileno(), offset, length, where=f"{self._paths[shard]}: record {record}")
 
     def read_run(self, first: int, count: int) -> Iterator[bytes | DataError]:
-        """The payloads of neighbours, at one read for each shard; instead of a damaged one, what is wrong with it."""
+        """The payloads of neighbours, at one read for each shard; instead of a bad one, what is wrong with it."""
         rows = self._index[first : first + count]
         for start, stop in _same_shard(rows["shard"]):
             begin = int(rows[start]["offset"])
             end = int(rows[stop - 1]["offset"]) + int(rows[stop - 1]["length"]) + records.FRAME_BYTES
-            file = self._open(int(rows[start]["shard"]))  # in a variable, as in `read`
+            try:
+                file = self._open(int(rows[start]["shard"]))  # in a variable, as in `read`
+            except DataError as error:
+                yield from itertools.repeat(error, stop - start)
+                continue
             content = memoryview(os.pread(file.fileno(), end - begin, begin))
             for place in range(start, stop):
                 offset, length = int(rows[place]["offset"]), int(rows[place]["length"])

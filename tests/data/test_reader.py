@@ -233,6 +233,17 @@ def test_a_damaged_record_in_a_window_raises_at_its_place_only(own_folder):
             windows.read(number, record)
 
 
+def test_a_missing_shard_costs_a_window_its_own_records_only(own_folder):
+    shard_path(own_folder, 1).unlink()
+    ours, order, windows = make_windows(own_folder, Blocks(8, 64))
+    for number, record in enumerate(order(np.arange(SIZE)).tolist()):
+        if not 40 <= record < 80:
+            assert windows.read(number, record) == ours.read(record)
+            continue
+        with pytest.raises(DataError, match="missing, though the manifest lists it"):
+            windows.read(number, record)
+
+
 def test_a_window_is_not_kept_when_its_examples_are_over(folder):
     _, order, windows = make_windows(folder, Blocks(8, 64))
     for number, record in enumerate(order(np.arange(2 * SIZE)).tolist()):
