@@ -135,8 +135,8 @@ def test_more_shards_than_files_may_be_open_are_read_too(folder, monkeypatch):
     assert open_files() - before <= 2 + 5  # those of `usual`
 
 
-@pytest.mark.parametrize("read", [lambda ours: ours.read(0), lambda ours: next(ours.read_run(0, 1))])
-def test_a_shard_stays_open_while_it_is_read(folder, monkeypatch, read):
+@pytest.mark.parametrize("name", ["read", "read_run"])
+def test_a_shard_stays_open_while_it_is_read(folder, monkeypatch, name):
     monkeypatch.setattr(reader, "_MAX_OPEN_SHARDS", 1)
     ours, pread = RecordReader(folder, "train"), os.pread
 
@@ -145,7 +145,8 @@ def test_a_shard_stays_open_while_it_is_read(folder, monkeypatch, read):
         return pread(descriptor, *where)
 
     monkeypatch.setattr(os, "pread", pread_late)
-    assert records.parse(read(ours))["image/source/height"] == 400
+    payload = ours.read(0) if name == "read" else next(ours.read_run(0, 1))
+    assert records.parse(payload)["image/source/height"] == 400
 
 
 def test_damage_is_counted_and_named_once(caplog):
@@ -190,6 +191,10 @@ def test_damage_from_many_threads_is_counted_exactly(caplog):
     assert "(100 so far, at most 1000)" in max(entry.message for entry in caplog.records if "(100" in entry.message)
 
 
+def read(windows, number, record):
+    return windows.windows_of(np.array([number]))[0].read(record)
+
+
 def make_windows(folder, blocks):
     ours = RecordReader(folder, "train")
     order = Order(ours.labels, seed=0, blocks=blocks)
@@ -200,14 +205,42 @@ ALL_BLOCKS = [Blocks(8, 64), Blocks(7, 30), Blocks(1, 1), Blocks(1, 5), Blocks(1
 
 
 @pytest.mark.parametrize("blocks", ALL_BLOCKS)
-@pytest.mark.parametrize("threads", [1, 4])
+@pytest.mark.parametrize("threads", [1, 4, 16])
 def test_windows_hold_what_single_reads_find(folder, blocks, threads):
     ours, order, windows = make_windows(folder, blocks)
     numbers = np.arange(130, 130 + 3 * SIZE)  # from within an epoch, over the borders of windows and epochs
     asked = order(numbers)
     with futures.ThreadPoolExecutor(threads) as pool:
-        found = list(pool.map(windows.read, numbers.tolist(), asked.tolist()))
+        found = list(pool.map(lambda *example: read(windows, *example), numbers.tolist(), asked.tolist()))
     assert found == [ours.read(record) for record in asked.tolist()]
+
+
+@pytest.mark.parametrize("blocks", ALL_BLOCKS)
+def test_threads_far_apart_find_their_records(folder, blocks):
+    ours, order, windows = make_windows(folder, blocks)
+    asked = order(np.arange(4 * SIZE))
+    numbers = [n for at in range(60) for n in (at, at + SIZE // 2, at + SIZE, at + 2 * SIZE + 17)]
+    with futures.ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda n: read(windows, n, int(asked[n])), numbers))
+    assert found == [ours.read(int(asked[number])) for number in numbers]
+
+
+def test_a_step_back_over_the_border_of_windows_is_read_too(folder):
+    ours, order, windows = make_windows(folder, Blocks(8, 40))
+    asked = order(np.arange(SIZE))
+    for number in (0, 40, 79, 0, 119, 39, 81):  # the first or last half of one of the first three windows
+        assert read(windows, number, int(asked[number])) == ours.read(int(asked[number]))
+
+
+def test_a_window_is_not_read_again_while_a_thread_has_it(folder, monkeypatch):
+    *_, windows = make_windows(folder, Blocks(8, 40))
+    loads, load = [], windows._load
+    monkeypatch.setattr(windows, "_load", lambda place: loads.append(place) or load(place))
+    (held,) = windows.windows_of(np.array([0]))
+    windows.windows_of(np.arange(40, 160))
+    assert windows.windows_of(np.array([1])) == [held]
+    windows._thread.shutdown()
+    assert loads == [(0, 0), (0, 1), (0, 2), (0, 3), (0, 4)]
 
 
 def test_each_window_is_read_once_and_the_next_one_ahead(folder, monkeypatch):
@@ -216,7 +249,7 @@ def test_each_window_is_read_once_and_the_next_one_ahead(folder, monkeypatch):
     monkeypatch.setattr(ours, "read_run", lambda first, count: loaded.append(count) or [b""] * count)
     asked = order(np.arange(SIZE + 10))
     for number in range(SIZE + 10):
-        windows.read(number, int(asked[number]))
+        read(windows, number, int(asked[number]))
     windows._thread.shutdown()
     # By hand: windows of 64, 64, 64 and 8; in the next epoch the first of 64, before whose half the reading ends.
     assert sum(loaded) == 64 + 64 + 64 + 8 + 64
@@ -227,10 +260,10 @@ def test_a_damaged_record_in_a_window_raises_at_its_place_only(own_folder):
     ours, order, windows = make_windows(own_folder, Blocks(8, 64))
     for number, record in enumerate(order(np.arange(SIZE)).tolist()):
         if record != 50:
-            assert windows.read(number, record) == ours.read(record)
+            assert read(windows, number, record) == ours.read(record)
             continue
         with pytest.raises(DataError, match=f"{shard_path(own_folder, 1)}: record 50: damaged record"):
-            windows.read(number, record)
+            read(windows, number, record)
 
 
 def test_a_missing_shard_costs_a_window_its_own_records_only(own_folder):
@@ -238,20 +271,20 @@ def test_a_missing_shard_costs_a_window_its_own_records_only(own_folder):
     ours, order, windows = make_windows(own_folder, Blocks(8, 64))
     for number, record in enumerate(order(np.arange(SIZE)).tolist()):
         if not 40 <= record < 80:
-            assert windows.read(number, record) == ours.read(record)
+            assert read(windows, number, record) == ours.read(record)
             continue
         with pytest.raises(DataError, match="missing, though the manifest lists it"):
-            windows.read(number, record)
+            read(windows, number, record)
 
 
 def test_a_window_is_not_kept_when_its_examples_are_over(folder):
     _, order, windows = make_windows(folder, Blocks(8, 64))
     for number, record in enumerate(order(np.arange(2 * SIZE)).tolist()):
-        windows.read(number, record)
-        assert len(windows._windows) <= 2
+        read(windows, number, record)
+        assert len(windows._alive) <= 2
 
 
 def test_the_thread_of_a_window_reader_is_its_own(folder):
     _, order, windows = make_windows(folder, Blocks(8, 64))
-    windows.read(0, int(order(np.arange(1))[0]))
+    read(windows, 0, int(order(np.arange(1))[0]))
     assert any(thread.name.startswith("read-window") for thread in threading.enumerate())
