@@ -145,6 +145,8 @@ class WindowReader:
         """Sets what to read, and the order, which has `blocks`."""
         self._reader = reader
         self._order = order
+        assert order.blocks
+        self._block = order.blocks.block
         self._recent: collections.OrderedDict[tuple[int, int], Window] = collections.OrderedDict()
         # Those that other threads have not done with count too, or a slow one would read its window again.
         self._alive: weakref.WeakValueDictionary[tuple[int, int], Window] = weakref.WeakValueDictionary()
@@ -176,7 +178,8 @@ class WindowReader:
     def _load(self, place: tuple[int, int]) -> dict[int, bytes | DataError]:
         wanted = self._order.window_records(place)
         found: dict[int, bytes | DataError] = {}
-        for run in np.split(wanted, np.flatnonzero(np.diff(wanted) > 1) + 1):
+        # Neighbouring blocks one by one too, or a window as large as the split would be in memory twice.
+        for run in np.split(wanted, np.flatnonzero((np.diff(wanted) > 1) | (wanted[1:] % self._block == 0)) + 1):
             payloads = self._reader.read_run(int(run[0]), len(run))
             found.update(zip(run.tolist(), payloads, strict=True))
         return found

@@ -255,6 +255,14 @@ def test_each_window_is_read_once_and_the_next_one_ahead(folder, monkeypatch):
     assert sum(loaded) == 64 + 64 + 64 + 8 + 64
 
 
+def test_a_window_of_the_whole_split_is_read_block_by_block(folder, monkeypatch):
+    ours, _, windows = make_windows(folder, Blocks(8, 1000))
+    loaded = []
+    monkeypatch.setattr(ours, "read_run", lambda first, count: loaded.append((first, count)) or [b""] * count)
+    windows._load((0, 0))
+    assert loaded == [(first, 8) for first in range(0, SIZE, 8)]
+
+
 def test_a_damaged_record_in_a_window_raises_at_its_place_only(own_folder):
     small_records.damage(own_folder, [50])
     ours, order, windows = make_windows(own_folder, Blocks(8, 64))
