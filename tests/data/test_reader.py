@@ -232,6 +232,16 @@ def test_a_step_back_over_the_border_of_windows_is_read_too(folder):
         assert read(windows, number, int(asked[number])) == ours.read(int(asked[number]))
 
 
+def test_the_window_that_was_used_last_is_the_last_to_go(folder, monkeypatch):
+    *_, windows = make_windows(folder, Blocks(8, 40))
+    loads, load = [], windows._load
+    monkeypatch.setattr(windows, "_load", lambda place: loads.append(place[1]) or load(place))
+    for number in (0, 79, 0, 119, 119):  # of windows 0, 1 with the next one, 0 again, 2 with the next one
+        windows.windows_of(np.array([number]))
+    windows._thread.shutdown()
+    assert loads == [0, 1, 2, 0, 3]
+
+
 def test_a_window_is_not_read_again_while_a_thread_has_it(folder, monkeypatch):
     *_, windows = make_windows(folder, Blocks(8, 40))
     loads, load = [], windows._load
