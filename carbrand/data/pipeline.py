@@ -32,7 +32,7 @@ from carbrand.data import draws, mixing, order, records
 from carbrand.data.augment import Augment
 from carbrand.data.order import Order
 from carbrand.data.preprocess import Preprocess
-from carbrand.data.reader import Damage, RecordReader, WindowReader
+from carbrand.data.reader import Damage, RecordReader, Window, WindowReader
 from carbrand.errors import ConfigError, DataError
 
 _MAX_BLOCK = 128  # examples per call into Python: enough that the call costs nothing beside the decoding
@@ -326,9 +326,10 @@ class _Blocks:
         photo_draws = draws.uniform(self._seed, numbers, self._augment.num_draws)
         used = asked.copy()
         found = {name: _aligned((len(numbers), *shape), dtype) for name, (shape, dtype) in self._arrays.items()}
-        for place, (number, record) in enumerate(zip(numbers.tolist(), asked.tolist(), strict=True)):
+        windows = self._windows.windows_of(numbers) if self._windows else [None] * len(numbers)
+        for place, (record, window) in enumerate(zip(asked.tolist(), windows, strict=True)):
             rows = {name: array[place : place + 1] for name, array in found.items()}
-            used[place] = self._fill_sound(rows, number, record, photo_draws[place])
+            used[place] = self._fill_sound(rows, record, window, photo_draws[place])
         found |= {"label": self._reader.labels[used], "number": numbers, "record": used}
         # In training each place has to be filled, and what stands in for a damaged record counts as any other.
         counts = (used == asked) & (numbers < len(self._reader)) if self._order is None else np.full(len(used), True)
@@ -337,13 +338,15 @@ class _Blocks:
             found["mix"] = mixing.plan(photo_draws, self._augment, self._height_width)
         return found
 
-    def _fill_sound(self, rows: dict[str, np.ndarray], number: int, record: int, photo_draws: np.ndarray) -> int:
+    def _fill_sound(
+        self, rows: dict[str, np.ndarray], record: int, window: Window | None, photo_draws: np.ndarray
+    ) -> int:
         """Fills one row of each array with the record, or the next one that is sound, and says which it was."""
         num_records = len(self._reader)
         for candidate in itertools.chain(range(record, num_records), range(record)):
             try:
-                windows = self._windows if candidate == record else None
-                payload = windows.read(number, record) if windows else self._reader.read(candidate)
+                source = window if window and candidate == record else self._reader
+                payload = source.read(candidate)
                 self._fill(rows, candidate, payload, photo_draws)
                 return candidate
             except DataError as error:
