@@ -8,11 +8,11 @@ from typing import Any
 from carbrand import checks, files
 from carbrand.data import manifest
 from carbrand.errors import ConfigError
-from carbrand.training import advice, cases, draft, machine, measure, preflight, train
+from carbrand.training import advice, cases, draft, findings, machine, measure, preflight, train
 from carbrand.training.advice import Advice, Measured
 from carbrand.training.cases import Case
+from carbrand.training.findings import Finding
 from carbrand.training.measure import Rate
-from carbrand.training.preflight import Finding
 
 REPORT = "doctor.json"
 _FORMAT_VERSION = 1
@@ -62,12 +62,12 @@ def run(
     dataset = manifest.load(data)
     drafted = draft.from_gin(train.run)
     case = Case(pathlib.Path(data), dataset, drafted.settings, machine.look())
-    findings = [preflight.from_setting(error) for error in drafted.errors]
-    findings += preflight.check(case, drafted.unsound)
+    found = [findings.from_setting(error) for error in drafted.errors]
+    found += preflight.check(case, drafted.unsound)
     facts = cases.facts(case)
-    print(_introduction(case, facts, is_sound=not drafted.errors), *findings, sep="\n")
-    errors = sum(finding.severity == "error" for finding in findings)
-    diagnosis = Diagnosis(facts, findings, {}, None, os.getloadavg()[0])
+    print(_introduction(case, facts, is_sound=not drafted.errors), *found, sep="\n")
+    errors = sum(finding.severity == "error" for finding in found)
+    diagnosis = Diagnosis(facts, found, {}, None, os.getloadavg()[0])
     if not errors and not check_only:
         rates = measure.measure(case, seconds)
         diagnosis = dataclasses.replace(diagnosis, rates=rates, advice=advice.advise(_measured(case, rates)))

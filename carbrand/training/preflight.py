@@ -3,43 +3,22 @@
 Nothing is built, traced or written. An error is what no training should start with, a warning what it can live with.
 """
 
-import dataclasses
 import os
 import pathlib
 import shutil
 from collections.abc import Callable, Collection, Iterator, Sequence
-from typing import Literal
 
 from carbrand import exported
-from carbrand.data import manifest, pipeline, verify
+from carbrand.data import pipeline
 from carbrand.errors import CarbrandError, ConfigError
-from carbrand.training import cases, checkpoint
+from carbrand.training import cases, checkpoint, findings, preflight_data
 from carbrand.training.cases import Case
+from carbrand.training.findings import Finding
 from carbrand.training.weights import IMAGENET_FILE
 
-_MAX_IMBALANCE = 10  # a guess: above, the rare brands are hardly seen
-_MAX_HASH_BYTES = 2**28  # a second's worth
 # The memory is known only about: beyond the first share of what is there it may not be enough, beyond the second it
 # cannot be.
 _TIGHT, _TOO_MUCH = 0.8, 1.2
-
-
-@dataclasses.dataclass(frozen=True)
-class Finding:
-    """Something that is wrong.
-
-    Attributes:
-      severity: "error" or "warning".
-      where: A setting by its gin name, a split, a file or a device.
-      message: One line: where, what, the value, what to do.
-    """
-
-    severity: Literal["error", "warning"]
-    where: str
-    message: str
-
-    def __str__(self) -> str:
-        return f"{self.severity}: {self.message}"
 
 
 def check(case: Case, unsound: Collection[str] = ()) -> list[Finding]:
@@ -49,44 +28,8 @@ def check(case: Case, unsound: Collection[str] = ()) -> list[Finding]:
       case: What to look at.
       unsound: Fields of `Settings` that do not hold what the user asked for; what depends on them is not looked at.
     """
-    findings = [finding for needs, find in _CHECKS if not set(needs.split()) & set(unsound) for finding in find(case)]
-    return sorted(findings, key=lambda finding: finding.severity)
-
-
-def _check_files(case: Case) -> Iterator[Finding]:
-    for problem in verify.quick_problems(case.data, _MAX_HASH_BYTES):
-        yield _error(problem.partition(": ")[0], problem)
-
-
-def _check_splits(case: Case) -> Iterator[Finding]:
-    for split in manifest.SPLITS:
-        if not case.photos_in(split):
-            make = _warning if split == "test" else _error
-            yield make(split, f"{case.data}: the {split} split is empty. Build with more photos, or another --split.")
-
-
-def _check_brands(case: Case) -> Iterator[Finding]:
-    counts = _train_counts(case)
-    if none := [brand for brand, count in counts.items() if count == 0]:
-        yield _error(
-            "train",
-            f"{case.data}: {_named(none)} without a training photo: never learned. Build with more photos, or without.",
-        )
-    if one := [brand for brand, count in counts.items() if count == 1]:
-        yield _warning("train", f"{case.data}: {_named(one)} with 1 training photo only. Build with more photos.")
-
-
-def _check_imbalance(case: Case) -> Iterator[Finding]:
-    brands = {n: brand for brand, n in _train_counts(case).items() if n}
-    if case.settings.stream.sampling != "natural" or not brands:
-        return
-    most, least = max(brands), min(brands)
-    if most > _MAX_IMBALANCE * least:
-        yield _warning(
-            "stream.sampling",
-            f"stream.sampling='natural': {brands[most]} has {most} training photos, {brands[least]} {least}, so the "
-            "network will rarely see it. Set stream.sampling = 'sqrt', or add photos.",
-        )
+    found = [finding for needs, find in _CHECKS if not set(needs.split()) & set(unsound) for finding in find(case)]
+    return sorted(found, key=lambda finding: finding.severity)
 
 
 def _check_batch(case: Case) -> Iterator[Finding]:
@@ -94,19 +37,19 @@ def _check_batch(case: Case) -> Iterator[Finding]:
     try:
         pipeline.check_batch(name, case.batch_size, case.replicas)
     except ConfigError as error:
-        yield _error(name, str(error))
+        yield findings.error(name, str(error))
     if case.batch_size > case.num_photos > 0:
-        yield _warning(
+        yield findings.warning(
             name,
             f"{name}={case.batch_size} is more than the {case.num_photos} training photos: a step sees some of them "
-            f"more than once. Use {_power_of_two(case.num_photos / 4, case.replicas)}, for example.",
+            f"more than once. Use {case.replicas * _power_of_two(case.num_photos / 4 / case.replicas)}, for example.",
         )
 
 
 def _check_mixing(case: Case) -> Iterator[Finding]:
     batch, rest = divmod(case.batch_size, case.replicas)
     if case.settings.augment.mixes_photos and batch % 2 and not rest:
-        yield _error(
+        yield findings.error(
             "train.run.batch_size",
             f"train.run.batch_size={case.batch_size}: {batch} photos on each replica cannot be mixed in pairs. Use "
             f"{case.batch_size + case.replicas}, or set augment.mixup_alpha and augment.cutmix_alpha to 0.",
@@ -117,13 +60,13 @@ def _check_steps(case: Case) -> Iterator[Finding]:
     schedule, warmup = case.settings.schedule, case.settings.optimizer.warmup_epochs
     for name, epochs in (("epochs", schedule.epochs), ("head_epochs", schedule.head_epochs)):
         if case.num_photos and 0 < epochs * case.steps_per_epoch < 1:
-            yield _error(
+            yield findings.error(
                 f"train.run.{name}",
                 f"train.run.{name}={epochs:g}: less than one step of {case.batch_size} with {case.num_photos} training "
                 f"photos. Set it to {1 / case.steps_per_epoch:.2g} or more, or lower train.run.batch_size.",
             )
     if warmup > schedule.epochs > 0:
-        yield _error(
+        yield findings.error(
             "optimizer.warmup_epochs",
             f"optimizer.warmup_epochs={warmup:g} is longer than train.run.epochs={schedule.epochs:g}: the learning "
             f"rate never gets to its peak. Set optimizer.warmup_epochs = {schedule.epochs / 10:.2g}, for example.",
@@ -134,29 +77,16 @@ def _check_image_sizes(case: Case) -> Iterator[Finding]:
     sizes, epochs = case.settings.schedule.image_sizes, case.settings.schedule.epochs
     late = [size for epoch, size in sizes if epoch >= epochs]
     if late:
-        yield _error(
+        yield findings.error(
             "train.run.image_sizes",
             f"train.run.image_sizes={sizes}: {late[0]} px from an epoch on that train.run.epochs={epochs:g} does not "
             "reach. Let all sizes begin before, or train longer.",
         )
     if sizes and case.phases and case.phases[-1].is_cached:
-        yield _warning(
+        yield findings.warning(
             "train.run.image_sizes",
             f"train.run.image_sizes={sizes} has no effect: frozen layers see each photo once, at "
             "preprocess.image_size_px. Remove it, or set augment.enabled = True.",
-        )
-
-
-def _check_upscaling(case: Case) -> Iterator[Finding]:
-    stored = case.stored_short_px
-    largest = max(min(size) for size in case.image_sizes)
-    if largest > stored:
-        how = "have a short side of" if case.dataset.resize_short_px else "on average have a short side of"
-        yield _warning(
-            "preprocess.image_size_px",
-            f"preprocess.image_size_px={largest}: the stored photos {how} {stored:.0f} px, so they are enlarged, which "
-            f"costs time and shows nothing more. Use {int(stored) // 32 * 32 or 32}, or build with a larger "
-            "--resize_short.",
         )
 
 
@@ -167,13 +97,19 @@ def _check_weights(case: Case) -> Iterator[Finding]:
         return
     if path == "imagenet":
         if variant != "v1":
-            yield _error(name, f"{name}='imagenet' is of variant 'v1', model.variant is {variant!r}. Set it to 'v1'.")
+            yield findings.error(
+                name, f"{name}='imagenet' is of variant 'v1', model.variant is {variant!r}. Set it to 'v1'."
+            )
         if not (pathlib.Path("~/.keras/models").expanduser() / IMAGENET_FILE).exists():
-            yield _warning(name, f"{name}='imagenet' is not on this machine yet: Keras will download it (95 MB).")
+            yield findings.warning(
+                name, f"{name}='imagenet' is not on this machine yet: Keras will download it (95 MB)."
+            )
         return
     place = pathlib.Path(path)
     if not place.exists():
-        yield _error(name, f"{name}={path!r}: no such file. Give a weights file, a run, an export, or 'imagenet'.")
+        yield findings.error(
+            name, f"{name}={path!r}: no such file. Give a weights file, a run, an export, or 'imagenet'."
+        )
     elif place.is_dir():
         yield from _check_weights_folder(place, variant)
 
@@ -184,42 +120,46 @@ def _check_weights_folder(folder: pathlib.Path, variant: str) -> Iterator[Findin
         try:
             theirs = exported.load(folder).model["variant"]
         except CarbrandError as error:
-            yield _error("weights.path", f"{name}: {error}")
+            yield findings.error("weights.path", f"{name}: {error}")
             return
         if theirs != variant:
-            yield _error("weights.path", f"{name} is of variant {theirs!r}. Set model.variant = {theirs!r}.")
+            yield findings.error("weights.path", f"{name} is of variant {theirs!r}. Set model.variant = {theirs!r}.")
     elif not (folder / checkpoint.FOLDER).is_dir():
-        yield _error("weights.path", f"{name}: neither a run with a checkpoint nor an export. Name one, or a file.")
+        yield findings.error(
+            "weights.path", f"{name}: neither a run with a checkpoint nor an export. Name one, or a file."
+        )
 
 
 def _check_devices(case: Case) -> Iterator[Finding]:
     hardware, gpus = case.settings.hardware, len(case.machine.gpu_bytes)
     if gpus and hardware.replicas > gpus:
-        yield _error(
+        yield findings.error(
             "hardware.replicas",
             f"hardware.replicas={hardware.replicas}, but this machine has {gpus} GPUs. Ask for no more, or 0 for all.",
         )
     if not gpus and hardware.replicas > 1:
-        yield _warning(
+        yield findings.warning(
             "hardware.replicas",
             f"hardware.replicas={hardware.replicas} without a GPU: logical CPU devices, for tests only; they are "
             "slower than one. Set hardware.replicas = 0.",
         )
     if not gpus and hardware.precision == "mixed_float16":
-        yield _warning(
+        yield findings.warning(
             "hardware.precision",
             "hardware.precision='mixed_float16' without a GPU is slow, and overflows at first. Set 'float32', or "
             "'mixed_bfloat16'.",
         )
     if not gpus and hardware.xla:
-        yield _warning("hardware.xla", "hardware.xla=True without a GPU: about 4 times slower. Set it to False.")
+        yield findings.warning(
+            "hardware.xla", "hardware.xla=True without a GPU: about 4 times slower. Set it to False."
+        )
 
 
 def _check_xla(case: Case) -> Iterator[Finding]:
     hardware, model = case.settings.hardware, case.settings.model
     is_synchronized = model.synchronized_batch_norm and model.freeze_until != "conv5"
     if hardware.xla and is_synchronized and case.replicas > 1:
-        yield _error(
+        yield findings.error(
             "hardware.xla",
             f"hardware.xla=True with {case.replicas} replicas: XLA cannot synchronise BatchNorm across them. Set "
             "model.synchronized_batch_norm = False (statistics are then averaged after each step).",
@@ -230,13 +170,13 @@ def _check_shuffle(case: Case) -> Iterator[Finding]:
     shuffle_mib, free = case.settings.stream.shuffle_mib, case.machine.free_bytes
     split_mib = sum(shard.bytes for shard in case.dataset.splits["train"].shards) / 2**20
     if free is not None and shuffle_mib * 2**20 > free:
-        yield _error(
+        yield findings.error(
             "stream.shuffle_mib",
             f"stream.shuffle_mib={shuffle_mib}: {free / 2**20:.0f} MiB of memory are free. Use 0 on a local disk, "
             f"{_power_of_two(free / 2**22)} on a network disk.",
         )
     if shuffle_mib > split_mib:
-        yield _warning(
+        yield findings.warning(
             "stream.shuffle_mib",
             f"stream.shuffle_mib={shuffle_mib} is more than the train split's {split_mib:.0f} MiB. Use 0, which "
             "shuffles all of it without memory.",
@@ -255,7 +195,7 @@ def _check_memory(case: Case) -> Iterator[Finding]:
 def _compare(case: Case, device: str, needed: float, available: int | None) -> Iterator[Finding]:
     if available is None or needed <= _TIGHT * available:
         return
-    make = _error if needed > _TOO_MUCH * available else _warning
+    make = findings.error if needed > _TOO_MUCH * available else findings.warning
     fixed = cases.replica_bytes(case, 0)
     per_photo = cases.replica_bytes(case, 1) - fixed
     fitting = (_TIGHT * available / (1 if device.startswith("GPU") else case.replicas) - fixed) / per_photo
@@ -273,7 +213,7 @@ def _check_disk(case: Case) -> Iterator[Finding]:
     folder = next(path for path in (run_dir, *run_dir.parents) if path.is_dir())
     needed, free = cases.disk_bytes(case), shutil.disk_usage(folder).free
     if needed > free:
-        yield _error(
+        yield findings.error(
             os.fspath(folder),
             f"{folder}: checkpoints and stored features take about {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are "
             "free. Free some space, or write the run elsewhere.",
@@ -282,15 +222,15 @@ def _check_disk(case: Case) -> Iterator[Finding]:
 
 # Which fields of the settings each check looks at, and what it finds.
 _CHECKS: Sequence[tuple[str, Callable[[Case], Iterator[Finding]]]] = (
-    ("", _check_files),
-    ("", _check_splits),
-    ("", _check_brands),
-    ("stream", _check_imbalance),
+    ("", preflight_data.check_files),
+    ("", preflight_data.check_splits),
+    ("", preflight_data.check_brands),
+    ("stream", preflight_data.check_imbalance),
     ("schedule hardware", _check_batch),
     ("schedule hardware augment", _check_mixing),
     ("schedule optimizer", _check_steps),
     ("schedule model augment", _check_image_sizes),
-    ("schedule preprocess", _check_upscaling),
+    ("schedule preprocess", preflight_data.check_upscaling),
     ("weights model", _check_weights),
     ("hardware", _check_devices),
     ("hardware model", _check_xla),
@@ -300,28 +240,6 @@ _CHECKS: Sequence[tuple[str, Callable[[Case], Iterator[Finding]]]] = (
 )
 
 
-def from_setting(error: str) -> Finding:
-    """Of the message of a ConfigError, which begins with a setting's name."""
-    return _error(error.partition("=")[0], error)
-
-
-def _error(where: str, message: str) -> Finding:
-    return Finding("error", where, message)
-
-
-def _warning(where: str, message: str) -> Finding:
-    return Finding("warning", where, message)
-
-
-def _train_counts(case: Case) -> dict[str, int]:
-    return dict(zip(case.dataset.brands, case.dataset.splits["train"].brand_counts, strict=True))
-
-
-def _named(brands: Sequence[str]) -> str:
-    shown = ", ".join(brands[:5]) + (f" and {len(brands) - 5} more" if len(brands) > 5 else "")
-    return f"{'brand' if len(brands) == 1 else 'brands'} {shown}"
-
-
-def _power_of_two(limit: float, at_least: int = 1) -> int:
-    """The largest that is not above `limit`."""
-    return max(2 ** (max(int(limit), 1).bit_length() - 1), at_least)
+def _power_of_two(limit: float) -> int:
+    """The largest that is not above `limit`, or 1."""
+    return 2 ** (max(int(limit), 1).bit_length() - 1)

@@ -12,6 +12,7 @@ from carbrand.errors import ConfigError
 from carbrand.training import advice, doctor, measure, train
 from carbrand.training.advice import Measured
 from carbrand.training.hardware import Hardware
+from carbrand.training.machine import Machine
 from carbrand.training.model import ModelSpec
 from carbrand.training.optimizer import OptimizerSpec
 from carbrand.training.settings import Schedule, Settings
@@ -172,6 +173,16 @@ def test_measures_each_part_and_names_a_limit(drawn_records, tmp_path, capsys, k
     assert [path.name for path in tmp_path.iterdir()] == [doctor.REPORT]
     report = json.loads((tmp_path / doctor.REPORT).read_text())
     assert report["rates"]["step"]["images_per_s"] == found.rates["step"].images_per_s
+
+
+def test_transfer_is_measured_where_there_are_gpus(drawn_records, monkeypatch, capsys):
+    fake = Machine(cores=2, free_bytes=8 * 10**9, gpu_bytes=(8 * 10**9,))  # the copy itself is one on the CPU
+    monkeypatch.setattr(doctor.machine, "look", lambda: fake)
+    config.parse(bindings=[*TINY, "model.freeze_until = 'conv5'"])
+    assert doctor.run(drawn_records, seconds=0.1).rates["transfer"].images_per_s > 0
+    output = capsys.readouterr().out
+    assert "of each GPU's memory (8.0 GB)" in output
+    assert "from host to GPU" in output
 
 
 def test_rate_counts_images_per_second(monkeypatch):
