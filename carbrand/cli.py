@@ -20,6 +20,7 @@ _EPILOG = """the whole flow:
   carbrand build --input photos --output records
   carbrand verify records
   carbrand preview --data records --output preview.png --gin_file probe
+  carbrand doctor --data records --gin_file probe --gin_param "weights.path='imagenet'"
   carbrand train --data records --run runs/first --gin_file probe --gin_param "weights.path='imagenet'"
   carbrand evaluate --run runs/first --data records
   carbrand export --run runs/first --output model
@@ -79,6 +80,7 @@ def make_parser() -> argparse.ArgumentParser:
         _add_build,
         _add_verify,
         _add_preview,
+        _add_doctor,
         _add_train,
         _add_evaluate,
         _add_export,
@@ -328,6 +330,35 @@ def _preview(options: argparse.Namespace) -> int:
         chosen = {"preprocess": bound.preprocess, "batch_size": bound.schedule.batch_size, **_given(options, "step")}
     preview.run(options.data, options.output, split=options.split, **chosen, **_given(options, "photos"))
     print(f"Preview: {options.output}")
+    return 0
+
+
+def _add_doctor(stages: argparse._SubParsersAction) -> None:
+    stage = _add_stage(
+        stages,
+        "doctor",
+        "check a training before it starts, then measure what limits its speed; names one change that would help",
+        "carbrand doctor --data records --gin_file finetune --gin_param \"weights.path='imagenet'\"\n"
+        "  carbrand doctor --data records --gin_file probe --gin_param \"weights.path='random'\" --check",
+    )
+    stage.add_argument("--data", required=True, help="folder of records")
+    _add_gin(stage)
+    stage.add_argument("--seconds", type=float, default=5.0, help="to measure each part (default: %(default)s)")
+    stage.add_argument("--check", action="store_true", help="only check, which takes seconds; exits with 2 on errors")
+    stage.add_argument("--output", default=None, metavar="DIR", help="folder for doctor.json")
+    stage.set_defaults(handler=_doctor)
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from carbrand.data import manifest
+
+    manifest.load(options.data)
+    _load_tensorflow()
+    from carbrand import config
+    from carbrand.training import doctor
+
+    config.parse(options.gin_file, options.gin_param)
+    doctor.run(options.data, seconds=options.seconds, check_only=options.check, output=options.output)
     return 0
 
 

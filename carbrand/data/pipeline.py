@@ -35,7 +35,7 @@ from carbrand.data.preprocess import Preprocess
 from carbrand.data.reader import Damage, RecordReader, Window, WindowReader
 from carbrand.errors import ConfigError, DataError
 
-_MAX_BLOCK = 128  # examples per call into Python: enough that the call costs nothing beside the decoding
+MAX_BLOCK = 128  # examples per call into Python: enough that the call costs nothing beside the decoding
 _FOREVER = 2**62
 _ALIGNMENT = 64  # bytes; TensorFlow's EIGEN_MAX_ALIGN_BYTES with AVX-512, and no less elsewhere
 _QUIET_S = 0.1  # without a call, after which nothing is under way any more
@@ -137,7 +137,7 @@ def make_dataset(
     if not is_training and not pad_last and share.workers > 1:
         raise ConfigError("pad_last=False with several workers: they would end at different steps. Set pad_last=True.")
     reader = RecordReader(folder, split)
-    ordering = _make_order(reader, stream, seed) if is_training else None
+    ordering = make_order(reader, stream, seed) if is_training else None
     read = _Blocks(reader, ordering, share, names, augment, preprocess.height_width, stream, seed)
 
     first, last = steps(len(reader), batch_size, is_training, start_step, num_steps)
@@ -396,7 +396,8 @@ def _names(fields: Collection[str] | None, augment: Augment, pad_last: bool) -> 
     return tuple(sorted({*(fields or ()), *needed, *({"mix"} if augment.mixes_photos else ())}))
 
 
-def _make_order(reader: RecordReader, stream: Stream, seed: int) -> Order:
+def make_order(reader: RecordReader, stream: Stream, seed: int) -> Order:
+    """The order in which training draws the records."""
     blocks = order.make_blocks(stream.shuffle_mib * 2**20, reader.mean_bytes) if stream.shuffle_mib else None
     if stream.sampling != "natural":
         counts = order.examples_per_brand(reader.labels, stream.sampling)
@@ -405,8 +406,8 @@ def _make_order(reader: RecordReader, stream: Stream, seed: int) -> Order:
 
 
 def _even_part(count: int) -> int:
-    """The size of the parts when `count` is cut into equal parts, as nearly as can be, of at most `_MAX_BLOCK`."""
-    return -(-count // -(-count // _MAX_BLOCK))
+    """The size of the parts when `count` is cut into equal parts, as nearly as can be, of at most `MAX_BLOCK`."""
+    return -(-count // -(-count // MAX_BLOCK))
 
 
 def _preprocessed(preprocess: Preprocess, example: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
