@@ -4,7 +4,7 @@ import dataclasses
 import itertools
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent import futures
 from typing import Any
 
@@ -14,7 +14,7 @@ import tensorflow as tf
 import tqdm
 
 from carbrand.data import pipeline, records
-from carbrand.data.reader import RecordReader, WindowReader
+from carbrand.data.reader import RecordReader, Window, WindowReader
 from carbrand.training import features, train
 from carbrand.training.cases import Case
 from carbrand.training.settings import Phase, inputs_at
@@ -200,11 +200,9 @@ def _reading(case: Case) -> Work:
 
     def work() -> int:
         numbers = np.arange(_BLOCK) + next(starts)
-        for number, record in zip(numbers.tolist(), order(numbers).tolist(), strict=True):
-            if windows:
-                windows.read(number, record)
-            else:
-                reader.read(record)
+        sources: Sequence[Window | RecordReader] = windows.windows_of(numbers) if windows else [reader] * _BLOCK
+        for source, record in zip(sources, order(numbers).tolist(), strict=True):
+            source.read(record)
         return _BLOCK
 
     return work
