@@ -222,7 +222,8 @@ def _train(tuner: _Tuner, trial: optuna.Trial, place: int, trials: int) -> float
         on_validation=goes_on,
         is_interrupted=lambda: tuner.stop_signal is not None,
     )
-    validation = {name: row[name] for row in trial_process.validations(folder)[-1:] for name in METRICS}
+    rows = trial_process.validations(folder)
+    validation = {name: row[name] for row in rows[-1:] for name in METRICS}
     trial.set_user_attr("validation", validation)
     if ended.exit_code == 0:
         return _last_value(trial, tuner.metric)
@@ -230,7 +231,7 @@ def _train(tuner: _Tuner, trial: optuna.Trial, place: int, trials: int) -> float
         log.warning("Stopped by signal %d; trial %d goes on with the same command.", tuner.stop_signal, number)
         raise SystemExit(128 + tuner.stop_signal)  # Optuna leaves the trial as running; `run` puts it into the queue
     if ended.was_stopped:
-        log.info("trial %d: pruned after %s", number, tune_report.figures(**validation))
+        log.info("trial %d: pruned after %d validations: %s", number, len(rows), tune_report.figures(**validation))
         raise optuna.TrialPruned
     raise _failed(trial, trial_process.reason(folder, ended.exit_code))
 

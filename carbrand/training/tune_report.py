@@ -121,6 +121,10 @@ def draw(
     _draw_history(panels[0], rows, metric)
     for panel, parameter in zip(panels[1:], parameters, strict=False):
         _draw_slice(panel, rows, parameter, metric)
+    values = [value for row in rows if (value := row.value(metric)) is not None]
+    if metric == "loss" and values and max(values) > 10 * min(values) > 0:  # one that diverged would hide all others
+        for panel in panels[: 1 + len(parameters)]:
+            panel.set_yscale("log")
     if importances:
         _draw_importances(panels[num_panels - 1], importances)
     for panel in panels[num_panels:]:
