@@ -334,7 +334,11 @@ def _add_tune(stages: argparse._SubParsersAction) -> None:
     stage.add_argument(
         "--metric", default=None, help="loss (default) or accuracy of the last validation; few photos tie in accuracy"
     )
-    stage.add_argument("--pruner", default=None, help="who gives up bad trials early: asha (default), hyperband, none")
+    stage.add_argument(
+        "--pruner",
+        default=None,
+        help="who gives up bad trials early: asha (default), hyperband, none; for a few short trials: none",
+    )
     stage.add_argument("--seed", type=int, default=None, help="of the values drawn (default: 0)")
     stage.add_argument(
         "--storage", default=None, metavar="URL", help="database for several tuners (default: a file in the study)"
