@@ -13,7 +13,7 @@ EXTRAS = {
     "dask": ["apache-beam[dask]>=2.77,<2.78"],
     "tfds": ["tensorflow-datasets>=4.9.10,<4.10", "importlib_resources>=6"],
     "serve": ["python-multipart>=0.0.20", "starlette>=0.46", "uvicorn>=0.34"],
-    "tune": ["optuna>=4.3,<6"],
+    "tune": ["optuna>=5,<6"],
     "gpu": ["tensorflow[and-cuda]>=2.21,<2.22"],
     "dev": [
         "coverage>=7.6",
@@ -40,7 +40,7 @@ setup(
     # Keras 3.15 needs Python 3.11; TensorFlow 2.21 and Beam 2.77 end at 3.13.
     python_requires=">=3.11,<3.14",
     packages=find_packages(include=["carbrand*", "beam_jobs*", "gin_configs*"]),
-    package_data={"carbrand": ["py.typed", "**/templates/*", "**/page/*"], "gin_configs": ["*.gin"]},
+    package_data={"carbrand": ["py.typed", "**/templates/*", "**/page/*"], "gin_configs": ["*.gin", "*.space"]},
     install_requires=[
         "absl-py>=2.1",
         "gin-config>=0.5,<0.6",

@@ -23,6 +23,7 @@ _HOMES = {
     "export": "carbrand.serving.export:run",
     "make_dataset": "carbrand.data.pipeline",
     "train": "carbrand.training.train:run",
+    "tune": "carbrand.training.tune:run",
 }
 
 __all__ = ["__version__", *sorted(_HOMES)]

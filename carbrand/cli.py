@@ -82,6 +82,7 @@ def make_parser() -> argparse.ArgumentParser:
         _add_preview,
         _add_doctor,
         _add_train,
+        _add_tune,
         _add_evaluate,
         _add_export,
         _add_predict,
@@ -387,6 +388,64 @@ def _train(options: argparse.Namespace) -> int:
     config.parse(options.gin_file, options.gin_param)
     result = train.run(options.data, options.run)
     print(f"{options.run}: {result.steps} steps, validation accuracy {result.validation_accuracy:.1%}")
+    return 0
+
+
+def _add_tune(stages: argparse._SubParsersAction) -> None:
+    stage = _add_stage(
+        stages,
+        "tune",
+        "search for better settings, by trainings that are compared on the validation split; goes on where it stopped",
+        "carbrand tune --data records --study studies/probe --space probe --gin_file probe "
+        "--gin_param \"weights.path='imagenet'\" --trials 30\n"
+        "  carbrand train --data records --run runs/best --gin_file studies/probe/best.gin\n\n"
+        "a search space is a text file, a gin name and its values in each line:\n"
+        "  optimizer.learning_rate = log(1e-4, 1e-1)     # a number, evenly over its logarithm\n"
+        "  model.dropout = uniform(0, 0.5)               # a number, evenly\n"
+        "  train.run.epochs = int(2, 10)                 # a whole number, both ends included\n"
+        "  train.run.batch_size = choice(16, 32, 64)     # one of these values, of any kind",
+    )
+    stage.add_argument("--data", required=True, help="folder of records")
+    stage.add_argument(
+        "--study", required=True, help="folder for the trials, best.gin, trials.csv, study.png; resumes what is there"
+    )
+    stage.add_argument("--space", required=True, metavar="FILE", help="search space: a path, or probe, finetune")
+    stage.add_argument(
+        "--gin_file", action="append", default=[], help="recipe: a path, or probe, finetune, scratch, smoke"
+    )
+    stage.add_argument(
+        "--gin_param", action="append", default=[], metavar="NAME=VALUE", help="binding, over the recipe's"
+    )
+    stage.add_argument("--trials", required=True, type=int, metavar="N", help="trials to have in all, of all tuners")
+    stage.add_argument(
+        "--metric", default=None, help="loss (default) or accuracy of the last validation; few photos tie in accuracy"
+    )
+    stage.add_argument(
+        "--pruner",
+        default=None,
+        help="who gives up bad trials early: asha (default), hyperband, none; for a few short trials: none",
+    )
+    stage.add_argument("--seed", type=int, default=None, help="of the values drawn (default: 0)")
+    stage.add_argument(
+        "--storage", default=None, metavar="URL", help="database for several tuners (default: a file in the study)"
+    )
+    stage.set_defaults(handler=_tune)
+
+
+def _tune(options: argparse.Namespace) -> int:
+    from carbrand.training import tune, tune_report
+
+    result = tune.run(
+        options.data,
+        options.study,
+        options.space,
+        trials=options.trials,
+        gin_files=options.gin_file,
+        gin_params=options.gin_param,
+        **_given(options, "metric", "pruner", "seed", "storage"),
+    )
+    print(tune_report.table(result.trials, result.metric), end="")
+    print(f"Best: {pathlib.Path(options.study) / tune_report.BEST}")
     return 0
 
 

@@ -1,5 +1,6 @@
 """The gin glue: recipe files and bindings in, checked; a run's whole config out."""
 
+import contextlib
 import difflib
 import importlib.util
 import inspect
@@ -25,22 +26,43 @@ def parse(gin_files: Sequence[str] = (), bindings: Sequence[str] = ()) -> None:
     """
     gin.clear_config(clear_constants=True)
     for file in gin_files:
-        _parse(find_recipe(file).read_text(), file)
+        add(find_recipe(file).read_text(), file)
     for binding in bindings:
-        _parse(binding, f"--gin_param {binding!r}")
+        add(binding, f"--gin_param {binding!r}")
 
 
 def find_recipe(name: str) -> pathlib.Path:
-    """The path of a gin file: as given, or one of our recipes (`probe`, `probe.gin`, `gin_configs/probe.gin`)."""
+    """The path of a gin file: as given, or one of our recipes (`probe`, `probe.gin`, `gin_configs/probe.gin`).
+
+    Raises:
+      ConfigError: There is none.
+    """
+    return _find(name, ".gin", "no such gin file, nor a recipe of carbrand's. Recipes")
+
+
+def find_space(name: str) -> pathlib.Path:
+    """The path of a search space: as given, or one of ours, like `find_recipe`."""
+    return _find(name, ".space", "no such search space, nor one of carbrand's. Spaces")
+
+
+def value_of(name: str) -> Any:
+    """What the function behind a known gin name will get: the value bound to it, or else the default."""
+    with contextlib.suppress(ValueError):  # not bound
+        return gin.query_parameter(name)
+    selector, _, parameter = name.rpartition(".")
+    return inspect.signature(gin.config._REGISTRY.get_match(selector).wrapped).parameters[parameter].default
+
+
+def _find(name: str, suffix: str, otherwise: str) -> pathlib.Path:
     path = pathlib.Path(name)
     if path.is_file():
         return path
-    recipes = _recipes_folder()
-    own = recipes / path.with_suffix(".gin").name
+    folder = _recipes_folder()
+    own = folder / path.with_suffix(suffix).name
     if path.parent.name in ("", _RECIPES) and own.is_file():
         return own
-    known = ", ".join(sorted(recipe.stem for recipe in recipes.glob("*.gin")))
-    raise ConfigError(f"{name}: no such gin file, nor a recipe of carbrand's. Recipes: {known}.")
+    known = ", ".join(sorted(file.stem for file in folder.glob(f"*{suffix}")))
+    raise ConfigError(f"{name}: {otherwise}: {known}.")
 
 
 def as_gin(groups: Mapping[str, Mapping[str, Any]]) -> str:
@@ -58,7 +80,8 @@ def _recipes_folder() -> pathlib.Path:
     return pathlib.Path(next(iter(spec.submodule_search_locations)))
 
 
-def _parse(text: str, where: str | os.PathLike[str]) -> None:
+def add(text: str, where: str | os.PathLike[str]) -> None:
+    """Adds the bindings of `text` to those there are; messages of errors begin with `where`."""
     try:
         gin.parse_config(text)
     except (ValueError, SyntaxError, OSError, ImportError) as error:

@@ -66,6 +66,14 @@ def locked(path: str | os.PathLike[str], otherwise: str) -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def one_at_a_time(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Waits until no other process holds the lock file `path`, in a folder that exists, and holds it for the block."""
+    with pathlib.Path(path).open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
 def write_bytes(path: str | os.PathLike[str], content: bytes) -> None:
     """Writes `content` to `path` atomically."""
     with atomic_writer(path) as file:

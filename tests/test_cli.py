@@ -10,7 +10,7 @@ import pytest
 
 from carbrand import cli
 
-STAGES = ("demo", "build", "verify", "preview", "doctor", "train", "evaluate", "export", "predict")
+STAGES = ("demo", "build", "verify", "preview", "doctor", "train", "tune", "evaluate", "export", "predict")
 
 
 def carbrand(*arguments):

@@ -53,6 +53,7 @@ LIGHT = {
         )
     },
     "carbrand.data.augment": {"gin"},
+    "carbrand.training.tune": {"gin"},
     "carbrand.evaluation.metrics": set(),
     "carbrand.serving.predict": {"tensorflow"},
     "beam_jobs.build_dataset": {"apache_beam"},

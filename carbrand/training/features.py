@@ -65,19 +65,21 @@ def compute(
     The file's name holds a hash of `key` and of the weights of `prefix`, so a change of either computes it anew.
     """
     path = folder / f"{files.fingerprint({**key, 'weights': _weights_hash(prefix)})[:16]}.npy"
-    if not path.exists():
-        shape = (num_examples, *prefix.output.shape[1:])
-        _check_space(folder, int(np.prod(shape)) * 4, title)
-        temporary = path.with_suffix(".tmp")
-        array = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.float32, shape=shape)
-        row = 0
-        with tqdm.tqdm(total=num_examples, unit="photo", desc=title, disable=None) as bar:
-            for rows in outputs(make_forward(prefix, strategy), dataset, num_examples, strategy):
-                array[row : row + len(rows)] = rows
-                row += len(rows)
-                bar.update(len(rows))
-        array.flush()
-        os.replace(temporary, path)
+    folder.mkdir(parents=True, exist_ok=True)
+    with files.one_at_a_time(folder / ".lock"):  # trials of a search share the folder
+        if not path.exists():
+            shape = (num_examples, *prefix.output.shape[1:])
+            _check_space(folder, int(np.prod(shape)) * 4, title)
+            temporary = path.with_suffix(".tmp")
+            array = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.float32, shape=shape)
+            row = 0
+            with tqdm.tqdm(total=num_examples, unit="photo", desc=title, disable=None) as bar:
+                for rows in outputs(make_forward(prefix, strategy), dataset, num_examples, strategy):
+                    array[row : row + len(rows)] = rows
+                    row += len(rows)
+                    bar.update(len(rows))
+            array.flush()
+            os.replace(temporary, path)
     return np.load(path, mmap_mode="r")
 
 
@@ -114,7 +116,6 @@ def _weights_hash(model: keras.Model) -> str:
 
 
 def _check_space(folder: pathlib.Path, needed: int, title: str) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise DataError(
