@@ -25,11 +25,13 @@ class Schedule:
     seed: int
     deterministic: bool
     image_sizes: tuple[tuple[float, int], ...] = ()
+    accumulate: int = 1
 
     def __post_init__(self) -> None:
         checks.number("train.run.epochs", self.epochs, at_least=0)
         checks.number("train.run.head_epochs", self.head_epochs, at_least=0)
         checks.number("train.run.batch_size", self.batch_size, at_least=1, whole=True)
+        checks.number("train.run.accumulate", self.accumulate, at_least=1, whole=True)
         checks.number("train.run.seed", self.seed, at_least=0, below=2**32, whole=True)
         checks.boolean("train.run.deterministic", self.deterministic)
         if self.epochs + self.head_epochs == 0:
@@ -79,6 +81,19 @@ class Settings:
         groups = {field.name: dataclasses.asdict(getattr(self, field.name)) for field in dataclasses.fields(self)}
         groups["train.run"] = groups.pop("schedule")
         return groups
+
+
+def check_batch(settings: Settings, replicas: int) -> None:
+    """Raises ConfigError unless all micro-batches of all replicas get as many photos, an even number if they are mixed."""
+    schedule, mixes = settings.schedule, settings.augment.mixes_photos
+    multiple = replicas * schedule.accumulate * (2 if mixes else 1)
+    if schedule.batch_size % multiple:
+        parts = [f"{replicas} replicas", f"train.run.accumulate={schedule.accumulate} micro-batches of each"]
+        among = " and ".join(parts[: 1 + (schedule.accumulate > 1)]) + (" in pairs to be mixed" if mixes else "")
+        raise ConfigError(
+            f"train.run.batch_size={schedule.batch_size} does not divide among {among}. "
+            f"Use a multiple of {multiple}, for example {-(-schedule.batch_size // multiple) * multiple}."
+        )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -29,7 +29,7 @@ from carbrand.training.hardware import Hardware
 from carbrand.training.model import ModelSpec, boundary, build_model, freeze, logits_model
 from carbrand.training.optimizer import OptimizerSpec, build_optimizer, learning_rate
 from carbrand.training.progress import Progress
-from carbrand.training.settings import Phase, Schedule, Settings, image_sizes, plan, validation_steps
+from carbrand.training.settings import Phase, Schedule, Settings, check_batch, image_sizes, plan, validation_steps
 from carbrand.training.step import LossScale, check_xla, cross_entropy, make_step
 from carbrand.training.weights import Weights
 
@@ -98,6 +98,7 @@ def run(
     epochs: float = 10.0,
     head_epochs: float = 0.0,
     batch_size: int = 32,
+    accumulate: int = 1,
     seed: int = 0,
     deterministic: bool = True,
     checkpoint_every_s: float = 60.0,
@@ -118,6 +119,9 @@ def run(
       epochs: Passes over the training photos with all stages but `model.freeze_until` trained; may be a fraction.
       head_epochs: Passes before that with the whole backbone frozen, on features that are computed once.
       batch_size: Photos per step over all replicas.
+      accumulate: Micro-batches that a step works through one after the other, where a whole batch does not fit into the
+        memory: each has `batch_size` / `accumulate` photos, and their gradients are summed. The step is that of the
+        whole batch, except that BatchNorm normalises each micro-batch by its own statistics.
       seed: Of initial weights, order, augmentation and dropout.
       deterministic: Use only operations that repeat bit by bit: an interrupted run ends with the weights of an
         uninterrupted one. Costs some speed on GPUs.
@@ -148,7 +152,7 @@ def run(
         stream=stream or Stream(),
         optimizer=optimizer or OptimizerSpec(),
         hardware=hardware or Hardware(),
-        schedule=Schedule(epochs, head_epochs, batch_size, seed, deterministic, image_sizes),
+        schedule=Schedule(epochs, head_epochs, batch_size, seed, deterministic, image_sizes, accumulate),
     )
     trainer = _set_up(pathlib.Path(data), pathlib.Path(run_dir), settings, checkpoint_every_s)
     with files.locked(trainer.run / _LOCK, f"{run_dir}: another training writes here."), pipeline.data_errors():
@@ -169,7 +173,7 @@ def _set_up(data: pathlib.Path, run_dir: pathlib.Path, settings: Settings, check
     schedule, optimizer_spec = settings.schedule, settings.optimizer
     hardware.set_up(schedule.seed, schedule.deterministic)
     strategy = hardware.make_strategy(settings.hardware)
-    pipeline.check_batch("train.run.batch_size", schedule.batch_size, strategy.num_replicas_in_sync)
+    check_batch(settings, strategy.num_replicas_in_sync)
     run_dir.mkdir(parents=True, exist_ok=True)
     state = checkpoint.load_latest(run_dir)
     with strategy.scope(), hardware.layers_in(settings.hardware.precision):
@@ -244,6 +248,7 @@ def _train_phase(trainer: Trainer, phase: Phase) -> None:
         spec=trainer.settings.optimizer,
         seed=trainer.settings.schedule.seed,
         xla=trainer.settings.hardware.xla,
+        accumulate=trainer.settings.schedule.accumulate,
     )
     forward = features.make_forward(network, trainer.strategy)
     steps_per_epoch = trainer.manifest.splits["train"].num_examples / trainer.batch_size

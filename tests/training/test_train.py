@@ -242,6 +242,15 @@ def test_config_of_a_run_repeats_it(probe, drawn_records, tmp_path):
     assert_same_weights(run_dir, tmp_path / "again")
 
 
+def test_accumulating_changes_neither_steps_nor_weights(probe, drawn_records, tmp_path):
+    run_dir, result = probe
+    assert train.run(drawn_records, tmp_path / "run", **probe_options(accumulate=2)).steps == result.steps
+    ours, theirs = (checkpoint.load_latest(folder).model for folder in (tmp_path / "run", run_dir))
+    np.testing.assert_allclose(ours["logits/kernel"], theirs["logits/kernel"], atol=1e-6)
+    with pytest.raises(CheckpointError, match="started with train.run.accumulate=1, now it is 2"):
+        train.run(drawn_records, run_dir, **probe_options(accumulate=2))
+
+
 def assert_same_weights(ours, theirs):
     ours, theirs = checkpoint.load_latest(ours), checkpoint.load_latest(theirs)
     assert ours.meta["step"] == theirs.meta["step"]
