@@ -10,6 +10,7 @@ from carbrand.data.pipeline import Stream
 from carbrand.data.preprocess import Preprocess
 from carbrand.errors import ConfigError
 from carbrand.training.hardware import Hardware
+from carbrand.training.losses import Loss
 from carbrand.training.model import ModelSpec
 from carbrand.training.optimizer import OptimizerSpec
 from carbrand.training.weights import Weights
@@ -67,6 +68,7 @@ class Settings:
     optimizer: OptimizerSpec
     hardware: Hardware
     schedule: Schedule
+    loss: Loss = dataclasses.field(default_factory=Loss)
 
     def __post_init__(self) -> None:
         freezes = self.model.freeze_until != "none" or self.schedule.head_epochs > 0
@@ -84,7 +86,7 @@ class Settings:
 
 
 def check_batch(settings: Settings, replicas: int) -> None:
-    """Raises ConfigError unless all micro-batches of all replicas get as many photos, an even number if they are mixed."""
+    """Raises ConfigError unless all micro-batches of all replicas get as many photos; an even number to mix."""
     schedule, mixes = settings.schedule, settings.augment.mixes_photos
     multiple = replicas * schedule.accumulate * (2 if mixes else 1)
     if schedule.batch_size % multiple:

@@ -14,6 +14,7 @@ import tensorflow as tf
 from carbrand.data import mixing
 from carbrand.errors import ConfigError
 from carbrand.training.batch_norm import SynchronizedBatchNormalization
+from carbrand.training.losses import Objective, cross_entropy
 from carbrand.training.model import dropout_seed
 from carbrand.training.optimizer import OptimizerSpec
 
@@ -27,7 +28,7 @@ class StepResult:
     """Sums over the global batch, each a scalar tensor.
 
     Attributes:
-      loss: Mean loss per photo, float32.
+      loss: Mean loss per photo, weighted if the brands have weights, float32.
       correct: Photos whose brand had the highest logit, float32.
       gradient_norm: Global norm of the summed gradient before clipping, float32; not finite if the step was skipped.
     """
@@ -66,6 +67,7 @@ def make_step(
     seed: int = 0,
     xla: bool = False,
     accumulate: int = 1,
+    objective: Objective | None = None,
 ) -> Callable[[Any, tf.Tensor], StepResult]:
     """A compiled function (distributed batch, step number int64) -> StepResult that trains the trainable variables.
 
@@ -83,7 +85,9 @@ def make_step(
       accumulate: Micro-batches into which each replica cuts its batch, so that the activations of only one are in
         memory. The result is that of the whole batch, but for BatchNorm: its statistics are those of a micro-batch
         (over all replicas, if synchronised), and the moving ones are updated after each.
+      objective: The loss; by default the plain cross-entropy.
     """
+    objective = objective or Objective()
     variables = model.trainable_variables
     statistics = [v.value for layer in _batch_norms(model) for v in (layer.moving_mean, layer.moving_variance)]
     check_xla(model, strategy, xla)
@@ -92,18 +96,20 @@ def make_step(
     num_replicas = strategy.num_replicas_in_sync
 
     def forward_backward(batch: tuple[Any, ...], step: Any, part: Any, factor: Any) -> tuple[Any, ...]:
-        """Sums over the photos of one part of the global batch: loss, correct, gradient of loss × factor."""
+        """Sums over the photos of one part of the global batch: loss, correct, weight, gradient of loss × factor."""
         images, labels, *plan = batch
         targets = tf.one_hot(labels, num_brands)
+        is_photo = tf.cast(labels != _NO_PHOTO, tf.float32)
         if plan:
             images, targets = mixing.mix(images, targets, *plan)
+        weights = is_photo * objective.photo_weights(targets)
         with tf.GradientTape() as tape, dropout_seed(tf.stack([seed, step]), part, num_replicas * accumulate):
             logits = model(images, training=True)
-            is_photo = tf.cast(labels != _NO_PHOTO, tf.float32)
-            loss = tf.reduce_sum(is_photo * cross_entropy(targets, logits, spec.label_smoothing))
+            losses = cross_entropy(targets, objective.adjust(logits), spec.label_smoothing, objective.gamma)
+            loss = tf.reduce_sum(weights * losses)
             scaled_loss = loss * factor
         correct = tf.reduce_sum(tf.cast(tf.argmax(logits, -1, tf.int32) == labels, tf.float32))
-        return loss, correct, tape.gradient(scaled_loss, [v.value for v in variables])
+        return loss, correct, tf.reduce_sum(weights), tape.gradient(scaled_loss, [v.value for v in variables])
 
     compiled = tf.function(forward_backward, jit_compile=True) if xla else forward_backward
     # Replicas cannot meet inside a loop of the graph, as synchronised statistics make them do.
@@ -118,18 +124,20 @@ def make_step(
 
         def part_sums(number: Any) -> list[tf.Tensor]:
             part = _filled(tuple(_part(column, number, accumulate) for column in batch))
-            loss, correct, gradients = compiled(part, step, first_part + number, scale / global_size)
-            return [loss, correct, *map(tf.convert_to_tensor, gradients)]
+            *sums, gradients = compiled(part, step, first_part + number, scale / global_size)
+            return [*sums, *map(tf.convert_to_tensor, gradients)]
 
-        zeros = [tf.zeros([]), tf.zeros([]), *map(tf.zeros_like, variables)]
-        loss, correct, *gradients = part_sums(0) if accumulate == 1 else sum_parts(part_sums, accumulate, zeros)
-        gradients = context.all_reduce(tf.distribute.ReduceOp.SUM, gradients)
-        gradients = [g / scale for g in gradients]
+        zeros = [tf.zeros([])] * 3 + [tf.zeros_like(v.value) for v in variables]
+        loss, correct, *to_reduce = part_sums(0) if accumulate == 1 else sum_parts(part_sums, accumulate, zeros)
+        weight, *gradients = context.all_reduce(tf.distribute.ReduceOp.SUM, to_reduce)
+        # They are divided by the number of photos already, which keeps float16 in range; without class weights it is 1.
+        mean_weight = weight / global_size
+        gradients = [g / (scale * mean_weight) for g in gradients]
         norm = tf.linalg.global_norm(gradients)
         settle_statistics(context, old_statistics, tf.math.is_finite(norm))
         if spec.clip_norm is not None:
             gradients, _ = tf.clip_by_global_norm(gradients, spec.clip_norm, use_norm=norm)
-        return loss / global_size, correct, norm, gradients
+        return loss / weight, correct, norm, gradients
 
     def settle_statistics(context: Any, old_values: list[tf.Tensor], is_finite: tf.Tensor) -> None:
         """Makes the moving statistics one for all replicas; a step that is skipped leaves them as they were."""
@@ -167,12 +175,6 @@ def check_xla(model: keras.Model, strategy: tf.distribute.Strategy, xla: bool) -
             "hardware.xla=True with several replicas: XLA cannot synchronise BatchNorm across them. "
             "Set model.synchronized_batch_norm = False (statistics are then averaged after each step)."
         )
-
-
-def cross_entropy(targets: tf.Tensor, logits: tf.Tensor, label_smoothing: float = 0.0) -> tf.Tensor:
-    """Targets [B, C] float32, each row a distribution, and logits [B, C] -> loss per photo [B] float32."""
-    targets = targets * (1 - label_smoothing) + label_smoothing / logits.shape[-1]
-    return tf.nn.softmax_cross_entropy_with_logits(targets, tf.cast(logits, tf.float32))
 
 
 def _batch_norms(model: keras.Model) -> list[keras.layers.BatchNormalization]:

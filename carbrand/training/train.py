@@ -26,11 +26,12 @@ from carbrand.data.preprocess import Preprocess
 from carbrand.errors import CheckpointError, ConfigError, DataError, GateError
 from carbrand.training import checkpoint, features, hardware, weights
 from carbrand.training.hardware import Hardware
+from carbrand.training.losses import Loss, cross_entropy, make_objective
 from carbrand.training.model import ModelSpec, boundary, build_model, freeze, logits_model
 from carbrand.training.optimizer import OptimizerSpec, build_optimizer, learning_rate
 from carbrand.training.progress import Progress
 from carbrand.training.settings import Phase, Schedule, Settings, check_batch, image_sizes, plan, validation_steps
-from carbrand.training.step import LossScale, check_xla, cross_entropy, make_step
+from carbrand.training.step import LossScale, check_xla, make_step
 from carbrand.training.weights import Weights
 
 RUN_FILE = "run.json"
@@ -108,6 +109,7 @@ def run(
     preprocess: Preprocess | None = None,
     augment: Augment | None = None,
     stream: Stream | None = None,
+    loss: Loss | None = None,
     optimizer: OptimizerSpec | None = None,
     hardware: Hardware | None = None,
 ) -> RunResult:
@@ -133,6 +135,7 @@ def run(
       preprocess: Image size, and the part of a photo that is looked at.
       augment: How training photos are varied.
       stream: How training photos are drawn and read.
+      loss: What is made small, and how much each brand counts.
       optimizer: Optimizer and learning rates.
       hardware: Devices and precision.
 
@@ -150,6 +153,7 @@ def run(
         preprocess=preprocess or Preprocess(),
         augment=augment or Augment(),
         stream=stream or Stream(),
+        loss=loss or Loss(),
         optimizer=optimizer or OptimizerSpec(),
         hardware=hardware or Hardware(),
         schedule=Schedule(epochs, head_epochs, batch_size, seed, deterministic, image_sizes, accumulate),
@@ -249,6 +253,7 @@ def _train_phase(trainer: Trainer, phase: Phase) -> None:
         seed=trainer.settings.schedule.seed,
         xla=trainer.settings.hardware.xla,
         accumulate=trainer.settings.schedule.accumulate,
+        objective=make_objective(trainer.settings.loss, trainer.manifest.splits["train"].brand_counts),
     )
     forward = features.make_forward(network, trainer.strategy)
     steps_per_epoch = trainer.manifest.splits["train"].num_examples / trainer.batch_size

@@ -38,7 +38,7 @@ def small_network(batch_norm=None):
 class Run:
     """A small network under `replicas` replicas."""
 
-    def __init__(self, replicas, accumulate=1, *, batch_norm=None, spec=None, precision="float32", xla=False):
+    def __init__(self, replicas, accumulate=1, *, batch_norm=None, spec=None, precision="float32", **options):
         self.strategy = make_strategy(Hardware(replicas=replicas))
         spec = spec or OptimizerSpec(weight_decay=0.01, clip_norm=0.5, label_smoothing=0.1)
         keras.config.set_dtype_policy(precision)
@@ -49,7 +49,7 @@ class Run:
                 self.loss_scale = LossScale(precision)
                 self.step = make_step(
                     self.model, self.optimizer, self.loss_scale, self.strategy,
-                    spec=spec, seed=3, accumulate=accumulate, xla=xla,
+                    spec=spec, seed=3, accumulate=accumulate, **options,
                 )  # fmt: skip
         finally:
             keras.config.set_dtype_policy("float32")
@@ -96,7 +96,7 @@ def test_micro_batches_give_the_losses_and_weights_of_the_whole(whole, replicas,
 
 
 def test_synchronised_statistics_are_those_of_a_micro_batch_over_all_replicas():
-    """Two replicas with two micro-batches of 4 each see the same four groups of 4 as these two runs, in other company."""
+    """With two micro-batches, one replica and two see the same groups of 8."""
     one, two = (
         Run(1, 2, batch_norm=SynchronizedBatchNormalization),
         Run(2, 2, batch_norm=SynchronizedBatchNormalization),

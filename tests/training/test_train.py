@@ -21,10 +21,10 @@ from carbrand.errors import CheckpointError, ConfigError, DataError, GateError
 from carbrand.training import checkpoint, features, train, weights
 from carbrand.training import step as step_module
 from carbrand.training.hardware import Hardware
+from carbrand.training.losses import cross_entropy
 from carbrand.training.model import ModelSpec
 from carbrand.training.optimizer import OptimizerSpec
 from carbrand.training.settings import Schedule, Settings, plan
-from carbrand.training.step import cross_entropy
 from carbrand.training.weights import Weights
 
 TINY = Preprocess(image_size_px=32)
