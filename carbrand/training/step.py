@@ -13,6 +13,7 @@ import tensorflow as tf
 
 from carbrand.data import mixing
 from carbrand.errors import ConfigError
+from carbrand.training.averaging import WeightAverage
 from carbrand.training.batch_norm import SynchronizedBatchNormalization
 from carbrand.training.losses import Objective, cross_entropy
 from carbrand.training.model import dropout_seed
@@ -68,6 +69,7 @@ def make_step(
     xla: bool = False,
     accumulate: int = 1,
     objective: Objective | None = None,
+    average: WeightAverage | None = None,
 ) -> Callable[[Any, tf.Tensor], StepResult]:
     """A compiled function (distributed batch, step number int64) -> StepResult that trains the trainable variables.
 
@@ -86,6 +88,7 @@ def make_step(
         memory. The result is that of the whole batch, but for BatchNorm: its statistics are those of a micro-batch
         (over all replicas, if synchronised), and the moving ones are updated after each.
       objective: The loss; by default the plain cross-entropy.
+      average: Takes in the weights after each step that is applied.
     """
     objective = objective or Objective()
     variables = model.trainable_variables
@@ -152,6 +155,12 @@ def make_step(
     def apply(gradients: list[tf.Tensor]) -> None:
         optimizer.apply(gradients, variables)
 
+    def apply_on_all(gradients: Any) -> tf.Operation:
+        strategy.run(apply, args=(gradients,))
+        if average is not None:
+            average.update()
+        return tf.no_op()
+
     @tf.function
     def step_fn(batch: Any, step: tf.Tensor) -> tuple[tf.Tensor, ...]:
         loss, correct, norms, gradients = strategy.run(
@@ -160,7 +169,7 @@ def make_step(
         norm = strategy.experimental_local_results(norms)[0]
         is_finite = tf.math.is_finite(norm)
         # The choice is made outside of the replicas: inside, some could apply while others skip.
-        tf.cond(is_finite, lambda: strategy.run(apply, args=(gradients,)) or tf.no_op(), tf.no_op)
+        tf.cond(is_finite, lambda: apply_on_all(gradients), tf.no_op)
         loss_scale.update(is_finite)
         total = tf.distribute.ReduceOp.SUM
         return strategy.reduce(total, loss, axis=None), strategy.reduce(total, correct, axis=None), norm
