@@ -24,9 +24,10 @@ from carbrand.data.augment import Augment
 from carbrand.data.pipeline import Stream
 from carbrand.data.preprocess import Preprocess
 from carbrand.errors import CheckpointError, ConfigError, DataError, GateError
-from carbrand.training import checkpoint, features, hardware, weights
+from carbrand.training import checkpoint, features, hardware, probe, weights
+from carbrand.training.averaging import WeightAverage
 from carbrand.training.hardware import Hardware
-from carbrand.training.losses import Loss, cross_entropy, make_objective
+from carbrand.training.losses import Loss, cross_entropy, log_priors, make_objective
 from carbrand.training.model import ModelSpec, boundary, build_model, freeze, logits_model
 from carbrand.training.optimizer import OptimizerSpec, build_optimizer, learning_rate
 from carbrand.training.progress import Progress
@@ -66,6 +67,7 @@ class Trainer:
     model: keras.Model
     optimizer: keras.optimizers.Optimizer
     loss_scale: LossScale
+    average: WeightAverage
     checkpoint_every_s: float
     step: int = 0
     validation: tuple[float, float] = (0.0, 0.0)  # the last accuracy and loss
@@ -98,6 +100,7 @@ def run(
     *,
     epochs: float = 10.0,
     head_epochs: float = 0.0,
+    head_solver: str = "sgd",
     batch_size: int = 32,
     accumulate: int = 1,
     seed: int = 0,
@@ -120,6 +123,9 @@ def run(
       run_dir: Gets checkpoints, `config.gin`, `metrics.jsonl`, TensorBoard files and, at the end, `run.json`.
       epochs: Passes over the training photos with all stages but `model.freeze_until` trained; may be a fraction.
       head_epochs: Passes before that with the whole backbone frozen, on features that are computed once.
+      head_solver: How that is done: "sgd", by the optimizer; or "lbfgs": one step to the best linear head, whose
+        regularisation is chosen on the validation split, whatever the number of `head_epochs`. It knows neither
+        label smoothing nor dropout.
       batch_size: Photos per step over all replicas.
       accumulate: Micro-batches that a step works through one after the other, where a whole batch does not fit into the
         memory: each has `batch_size` / `accumulate` photos, and their gradients are summed. The step is that of the
@@ -156,14 +162,16 @@ def run(
         loss=loss or Loss(),
         optimizer=optimizer or OptimizerSpec(),
         hardware=hardware or Hardware(),
-        schedule=Schedule(epochs, head_epochs, batch_size, seed, deterministic, image_sizes, accumulate),
+        schedule=Schedule(epochs, head_epochs, batch_size, seed, deterministic, image_sizes, accumulate, head_solver),
     )
+    schedule = settings.schedule
     trainer = _set_up(pathlib.Path(data), pathlib.Path(run_dir), settings, checkpoint_every_s)
     with files.locked(trainer.run / _LOCK, f"{run_dir}: another training writes here."), pipeline.data_errors():
         files.write_text(trainer.run / CONFIG_FILE, config.as_gin(settings.groups()))
         for phase in plan(trainer.manifest.splits["train"].num_examples, settings):
             if trainer.step < phase.stop:
-                _train_phase(trainer, phase)
+                solves = phase.name == "head" and schedule.head_solver == "lbfgs"
+                (_solve_phase if solves else _train_phase)(trainer, phase)
     result = RunResult(trainer.step, *trainer.validation)
     description = {"format_version": FORMAT_VERSION, **dataclasses.asdict(result), **trainer.meta}
     files.write_json(trainer.run / RUN_FILE, description)
@@ -185,11 +193,15 @@ def _set_up(data: pathlib.Path, run_dir: pathlib.Path, settings: Settings, check
         model = build_model(dataset.brands, settings.model, image_size_px=image_size_px)
         if state is None:
             weights.load(model, settings.weights.path, settings.model.variant)
+            if settings.model.prior_bias:
+                model.get_layer("logits").bias.assign(log_priors(dataset.splits["train"].brand_counts))
         check_xla(model, strategy, settings.hardware.xla)
         freeze(model, "none")  # so that the optimizer gets state for every stage that any phase trains
         optimizer = build_optimizer(optimizer_spec, model.trainable_variables)
         loss_scale = LossScale(settings.hardware.precision)
-    trainer = Trainer(data, run_dir, dataset, settings, strategy, model, optimizer, loss_scale, checkpoint_every_s)
+        average = WeightAverage(optimizer_spec.ema_decay, model.trainable_variables)
+    state_of_model = (strategy, model, optimizer, loss_scale, average)
+    trainer = Trainer(data, run_dir, dataset, settings, *state_of_model, checkpoint_every_s)
     if state is not None:
         _resume(trainer, state)
     return trainer
@@ -216,6 +228,7 @@ def _resume(trainer: Trainer, state: checkpoint.State) -> None:
     checkpoint.restore(trainer.optimizer.variables, state.optimizer, "The optimizer's variables")
     trainer.loss_scale.scale.assign(state.extra["loss_scale"])
     trainer.loss_scale.finite_steps.assign(state.extra["finite_steps"])
+    trainer.average.restore(state.average, int(state.extra.get("average_updates", 0)))
     trainer.step, trainer.validation = state.meta["step"], tuple(state.meta["validation"])
     log.info("%s: going on at step %d", trainer.run, trainer.step)
 
@@ -233,8 +246,10 @@ def _state(trainer: Trainer) -> checkpoint.State:
         extra={
             "loss_scale": trainer.loss_scale.scale.numpy(),
             "finite_steps": trainer.loss_scale.finite_steps.numpy(),
+            "average_updates": trainer.average.updates.numpy(),
         },
         meta={**trainer.meta, "step": trainer.step, "validation": list(trainer.validation)},
+        average=trainer.average.arrays(),
     )
 
 
@@ -254,6 +269,7 @@ def _train_phase(trainer: Trainer, phase: Phase) -> None:
         xla=trainer.settings.hardware.xla,
         accumulate=trainer.settings.schedule.accumulate,
         objective=make_objective(trainer.settings.loss, trainer.manifest.splits["train"].brand_counts),
+        average=trainer.average,
     )
     forward = features.make_forward(network, trainer.strategy)
     steps_per_epoch = trainer.manifest.splits["train"].num_examples / trainer.batch_size
@@ -288,6 +304,29 @@ def _train_phase(trainer: Trainer, phase: Phase) -> None:
             if stop_signal is not None:
                 log.warning("Stopped by signal %d at step %d; the state is saved.", stop_signal, trainer.step)
                 raise SystemExit(128 + stop_signal)
+
+
+def _solve_phase(trainer: Trainer, phase: Phase) -> None:
+    """The head's phase in one step by L-BFGS; a run that is killed in it does it again."""
+    with trainer.strategy.scope():
+        network = logits_model(trainer.model, boundary(trainer.model, phase.freeze_until))
+    brand_counts = trainer.manifest.splits["train"].brand_counts
+    head = probe.solve(
+        _frozen_features(trainer, phase, "train"),
+        _frozen_features(trainer, phase, "validation"),
+        len(brand_counts),
+        make_objective(trainer.settings.loss, brand_counts).weights,
+    )
+    logits = trainer.model.get_layer("logits")
+    logits.kernel.assign(head.kernel)
+    logits.bias.assign(head.bias)
+    trainer.average.restart()
+    trainer.step = phase.stop
+    forward = features.make_forward(network, trainer.strategy)
+    validation = _source(trainer, phase)("validation", is_training=False)
+    with Progress(trainer.run, start_step=0, num_steps=phase.stop, batch_size=trainer.batch_size) as progress:
+        _validate(trainer, forward, validation, progress, phase)
+    checkpoint.save_latest(trainer.run, _state(trainer))
 
 
 def _batches(
@@ -385,7 +424,8 @@ def _validate(
     phase: Phase,
 ) -> None:
     labels = manifest.load_index(trainer.data, "validation")["label"]
-    logits = np.concatenate(list(features.outputs(forward, dataset, len(labels), trainer.strategy)))
+    with trainer.average.in_use():
+        logits = np.concatenate(list(features.outputs(forward, dataset, len(labels), trainer.strategy)))
     accuracy = float((logits.argmax(-1) == labels).mean())
     loss = float(tf.reduce_mean(cross_entropy(tf.one_hot(labels, logits.shape[-1]), logits)))
     progress.log_validation(trainer.step, phase=phase.name, accuracy=accuracy, loss=loss)
