@@ -13,6 +13,7 @@ _HOMES = {
     "Augment": "carbrand.data.augment",
     "CarbrandError": "carbrand.errors",
     "Hardware": "carbrand.training.hardware",
+    "Loss": "carbrand.training.losses",
     "ModelSpec": "carbrand.training.model",
     "OptimizerSpec": "carbrand.training.optimizer",
     "Predictor": "carbrand.serving.predict",

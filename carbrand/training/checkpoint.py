@@ -38,19 +38,26 @@ class State:
     Attributes:
       model: Every variable of the model, by path.
       optimizer: Every variable of the optimizer, by path.
-      extra: Loss scaling.
+      extra: Loss scaling, and the number of updates of the average.
       meta: JSON values: step, last validation, brands, dataset fingerprint, config, …; see `train.Trainer.meta`.
+      average: The average of the weights, by path, where the run keeps one; see `averaging`.
     """
 
     model: dict[str, np.ndarray]
     optimizer: dict[str, np.ndarray]
     extra: dict[str, np.ndarray]
     meta: dict[str, Any]
+    average: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+
+    @property
+    def best_model(self) -> dict[str, np.ndarray]:
+        """Every variable of the model as evaluation and export use it: with the averages, where there are some."""
+        return {**self.model, **self.average}
 
 
 def save(path: str | os.PathLike[str], state: State) -> None:
     """Writes `state` to `path` atomically."""
-    parts = {"model": state.model, "optimizer": state.optimizer, "extra": state.extra}
+    parts = {"model": state.model, "optimizer": state.optimizer, "extra": state.extra, "average": state.average}
     arrays: dict[str, Any] = {f"{part}:{name}": array for part, group in parts.items() for name, array in group.items()}
     meta = json.dumps({"format_version": FORMAT_VERSION, **state.meta}).encode()
     arrays[_META] = np.frombuffer(meta, np.uint8)
@@ -78,7 +85,7 @@ def load(path: str | os.PathLike[str]) -> State:
             f"{path}: has checkpoint format {version}, this carbrand reads {FORMAT_VERSION}. "
             "Train with the carbrand that wrote it, or in another folder."
         )
-    groups: dict[str, dict[str, np.ndarray]] = {"model": {}, "optimizer": {}, "extra": {}}
+    groups: dict[str, dict[str, np.ndarray]] = {"model": {}, "optimizer": {}, "extra": {}, "average": {}}
     for name, array in arrays.items():
         part, _, path_in_part = name.partition(":")
         groups[part][path_in_part] = array
@@ -134,7 +141,7 @@ def load_model(run: str | os.PathLike[str]) -> tuple[keras.Model, dict[str, Any]
             ModelSpec(**state.meta["config"]["model"]),
             image_size_px=Preprocess(**state.meta["config"]["preprocess"]).height_width,
         )
-    restore(model.variables, state.model, "The model's variables")
+    restore(model.variables, state.best_model, "The model's variables")
     return model, state.meta
 
 

@@ -35,6 +35,7 @@ class ModelSpec:
       pooling: "avg" or "max" over the last feature map.
       hidden_units: Widths of dense layers between the pooled features and the brands.
       dropout: Share of the head's inputs dropped in training, in [0, 1).
+      prior_bias: Begin with the brands' shares of the training photos as probabilities, rather than with equal ones.
       synchronized_batch_norm: Normalise training batches by the statistics of all replicas together. Off, each
         replica normalises by its own, and the moving statistics are averaged over the replicas after each step.
     """
@@ -44,6 +45,7 @@ class ModelSpec:
     pooling: str = "avg"
     hidden_units: tuple[int, ...] = ()
     dropout: float = 0.0
+    prior_bias: bool = False
     synchronized_batch_norm: bool = True
     batch_norm_momentum: float = 0.9  # Goyal et al. 2017, arXiv:1706.02677, 5.1; Keras's 0.99 lags in short runs
 
@@ -53,6 +55,7 @@ class ModelSpec:
         checks.choice("model.pooling", self.pooling, ("avg", "max"))
         checks.number("model.dropout", self.dropout, at_least=0, below=1)
         checks.number("model.batch_norm_momentum", self.batch_norm_momentum, at_least=0, below=1)
+        checks.boolean("model.prior_bias", self.prior_bias)
         checks.boolean("model.synchronized_batch_norm", self.synchronized_batch_norm)
         if not isinstance(self.hidden_units, tuple | list):
             raise ConfigError(f"model.hidden_units={self.hidden_units!r}: give a tuple of widths, for example (256,).")

@@ -10,9 +10,12 @@ from carbrand.data.pipeline import Stream
 from carbrand.data.preprocess import Preprocess
 from carbrand.errors import ConfigError
 from carbrand.training.hardware import Hardware
+from carbrand.training.losses import Loss
 from carbrand.training.model import ModelSpec
-from carbrand.training.optimizer import OptimizerSpec
+from carbrand.training.optimizer import OptimizerSpec, peak_rates
 from carbrand.training.weights import Weights
+
+HEAD_SOLVERS = ("sgd", "lbfgs")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,12 +28,16 @@ class Schedule:
     seed: int
     deterministic: bool
     image_sizes: tuple[tuple[float, int], ...] = ()
+    accumulate: int = 1
+    head_solver: str = "sgd"
 
     def __post_init__(self) -> None:
         checks.number("train.run.epochs", self.epochs, at_least=0)
         checks.number("train.run.head_epochs", self.head_epochs, at_least=0)
         checks.number("train.run.batch_size", self.batch_size, at_least=1, whole=True)
+        checks.number("train.run.accumulate", self.accumulate, at_least=1, whole=True)
         checks.number("train.run.seed", self.seed, at_least=0, below=2**32, whole=True)
+        checks.choice("train.run.head_solver", self.head_solver, HEAD_SOLVERS)
         checks.boolean("train.run.deterministic", self.deterministic)
         if self.epochs + self.head_epochs == 0:
             raise ConfigError("train.run.epochs=0 and train.run.head_epochs=0: nothing to train. Raise one of them.")
@@ -65,6 +72,7 @@ class Settings:
     optimizer: OptimizerSpec
     hardware: Hardware
     schedule: Schedule
+    loss: Loss = dataclasses.field(default_factory=Loss)
 
     def __post_init__(self) -> None:
         freezes = self.model.freeze_until != "none" or self.schedule.head_epochs > 0
@@ -73,12 +81,51 @@ class Settings:
                 "weights.path=None: frozen stages would keep random weights. Set weights.path to 'imagenet', a file, a "
                 "run or an export; or to 'random' if that is what you want."
             )
+        if self.model.prior_bias and not (self._has_plain_loss and self.loss.class_weights == "none"):
+            raise ConfigError(
+                "model.prior_bias=True: the brands' shares are where to begin only with stream.sampling = 'natural', "
+                "loss.name = 'cross_entropy' and loss.class_weights = 'none'. Set these, or prior_bias to False."
+            )
+        if self.schedule.head_solver == "lbfgs":
+            self._check_solver()
+
+    @property
+    def _has_plain_loss(self) -> bool:
+        return self.stream.sampling == "natural" and self.loss.name == "cross_entropy"
+
+    def _check_solver(self) -> None:
+        wrong = "train.run.head_solver='lbfgs'"
+        if not self.schedule.head_epochs:
+            raise ConfigError(f"{wrong} with train.run.head_epochs=0: there is no such phase. Set head_epochs to 1.")
+        if self.model.hidden_units:
+            raise ConfigError(
+                f"{wrong} with model.hidden_units={self.model.hidden_units!r}: it solves a linear head only. "
+                "Set hidden_units to (), or head_solver to 'sgd'."
+            )
+        if not self._has_plain_loss:
+            raise ConfigError(
+                f"{wrong} with stream.sampling={self.stream.sampling!r} and loss.name={self.loss.name!r}: it solves "
+                "'cross_entropy' on 'natural' photos. Set these (class_weights are heeded), or head_solver to 'sgd'."
+            )
 
     def groups(self) -> dict[str, dict[str, Any]]:
         """The values as gin addresses them: group -> name -> value."""
         groups = {field.name: dataclasses.asdict(getattr(self, field.name)) for field in dataclasses.fields(self)}
         groups["train.run"] = groups.pop("schedule")
         return groups
+
+
+def check_batch(settings: Settings, replicas: int) -> None:
+    """Raises ConfigError unless all micro-batches of all replicas get as many photos; an even number to mix."""
+    schedule, mixes = settings.schedule, settings.augment.mixes_photos
+    multiple = replicas * schedule.accumulate * (2 if mixes else 1)
+    if schedule.batch_size % multiple:
+        parts = [f"{replicas} replicas", f"train.run.accumulate={schedule.accumulate} micro-batches of each"]
+        among = " and ".join(parts[: 1 + (schedule.accumulate > 1)]) + (" in pairs to be mixed" if mixes else "")
+        raise ConfigError(
+            f"train.run.batch_size={schedule.batch_size} does not divide among {among}. "
+            f"Use a multiple of {multiple}, for example {-(-schedule.batch_size // multiple) * multiple}."
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,14 +155,15 @@ def plan(num_examples: int, settings: Settings) -> list[Phase]:
     """The phases of a run over `num_examples` training photos, one after the other."""
     schedule, optimizer = settings.schedule, settings.optimizer
     steps_per_epoch = num_examples / schedule.batch_size
-    head_stop = math.ceil(schedule.head_epochs * steps_per_epoch)
+    head_stop = 1 if schedule.head_solver == "lbfgs" else math.ceil(schedule.head_epochs * steps_per_epoch)
+    head_rate, main_rate = peak_rates(optimizer, schedule.batch_size)
     stop = head_stop + math.ceil(schedule.epochs * steps_per_epoch)
     warmup_steps = optimizer.warmup_epochs * steps_per_epoch
     freeze_until = settings.model.freeze_until
     is_cached = freeze_until != "none" and not settings.augment.enabled
     return [
-        Phase("head", "conv5", 0, head_stop, optimizer.head_learning_rate, 0.0, is_cached=True),
-        Phase("main", freeze_until, head_stop, stop, optimizer.learning_rate, warmup_steps, is_cached=is_cached),
+        Phase("head", "conv5", 0, head_stop, head_rate, 0.0, is_cached=True),
+        Phase("main", freeze_until, head_stop, stop, main_rate, warmup_steps, is_cached=is_cached),
     ]
 
 

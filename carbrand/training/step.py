@@ -13,11 +13,14 @@ import tensorflow as tf
 
 from carbrand.data import mixing
 from carbrand.errors import ConfigError
+from carbrand.training.averaging import WeightAverage
 from carbrand.training.batch_norm import SynchronizedBatchNormalization
+from carbrand.training.losses import Objective, cross_entropy
 from carbrand.training.model import dropout_seed
 from carbrand.training.optimizer import OptimizerSpec
 
 _INITIAL_LOSS_SCALE = 2.0**15
+_NO_PHOTO = -1  # the label of a row that only fills
 _GROWTH_STEPS = 2000  # finite steps after which the scale doubles: Micikevicius et al. 2017, arXiv:1710.03740
 
 
@@ -26,7 +29,7 @@ class StepResult:
     """Sums over the global batch, each a scalar tensor.
 
     Attributes:
-      loss: Mean loss per photo, float32.
+      loss: Mean loss per photo, weighted if the brands have weights, float32.
       correct: Photos whose brand had the highest logit, float32.
       gradient_norm: Global norm of the summed gradient before clipping, float32; not finite if the step was skipped.
     """
@@ -64,11 +67,14 @@ def make_step(
     spec: OptimizerSpec,
     seed: int = 0,
     xla: bool = False,
+    accumulate: int = 1,
+    objective: Objective | None = None,
+    average: WeightAverage | None = None,
 ) -> Callable[[Any, tf.Tensor], StepResult]:
     """A compiled function (distributed batch, step number int64) -> StepResult that trains the trainable variables.
 
     A batch is (inputs, labels [B] int32), or (images, labels, plan [B, 5]) whose photos are mixed in pairs here, on the
-    device; see `mixing.mix`.
+    device; see `mixing.mix`. Each photo counts as much as any other, also where the replicas get different numbers.
 
     Args:
       model: Images or features -> logits [B, C].
@@ -78,53 +84,82 @@ def make_step(
       spec: For clip_norm and label_smoothing.
       seed: Of dropout, together with the step number.
       xla: Compile each replica's forward and backward pass with XLA.
+      accumulate: Micro-batches into which each replica cuts its batch, so that the activations of only one are in
+        memory. The result is that of the whole batch, but for BatchNorm: its statistics are those of a micro-batch
+        (over all replicas, if synchronised), and the moving ones are updated after each.
+      objective: The loss; by default the plain cross-entropy.
+      average: Takes in the weights after each step that is applied.
     """
+    objective = objective or Objective()
     variables = model.trainable_variables
     statistics = [v.value for layer in _batch_norms(model) for v in (layer.moving_mean, layer.moving_variance)]
     check_xla(model, strategy, xla)
 
     num_brands = model.output.shape[-1]
+    num_replicas = strategy.num_replicas_in_sync
 
-    def forward_backward(batch: tuple[Any, ...], step: Any, replica: Any, scale: Any) -> tuple[Any, ...]:
+    def forward_backward(batch: tuple[Any, ...], step: Any, part: Any, factor: Any) -> tuple[Any, ...]:
+        """Sums over the photos of one part of the global batch: loss, correct, weight, gradient of loss × factor."""
         images, labels, *plan = batch
         targets = tf.one_hot(labels, num_brands)
+        is_photo = tf.cast(labels != _NO_PHOTO, tf.float32)
         if plan:
             images, targets = mixing.mix(images, targets, *plan)
-        num_replicas = strategy.num_replicas_in_sync
-        global_batch = tf.cast(tf.shape(labels)[0] * num_replicas, tf.float32)
-        with tf.GradientTape() as tape, dropout_seed(tf.stack([seed, step]), replica, num_replicas):
+        weights = is_photo * objective.photo_weights(targets)
+        with tf.GradientTape() as tape, dropout_seed(tf.stack([seed, step]), part, num_replicas * accumulate):
             logits = model(images, training=True)
-            loss = tf.reduce_sum(cross_entropy(targets, logits, spec.label_smoothing)) / global_batch
-            scaled_loss = loss * scale
+            losses = cross_entropy(targets, objective.adjust(logits), spec.label_smoothing, objective.gamma)
+            loss = tf.reduce_sum(weights * losses)
+            scaled_loss = loss * factor
         correct = tf.reduce_sum(tf.cast(tf.argmax(logits, -1, tf.int32) == labels, tf.float32))
-        return loss, correct, tape.gradient(scaled_loss, [v.value for v in variables])
+        return loss, correct, tf.reduce_sum(weights), tape.gradient(scaled_loss, [v.value for v in variables])
 
     compiled = tf.function(forward_backward, jit_compile=True) if xla else forward_backward
+    # Replicas cannot meet inside a loop of the graph, as synchronised statistics make them do.
+    sum_parts = _sum_unrolled if num_replicas > 1 and _is_synchronized(model) else _sum_in_loop
 
     def replica_step(batch: tuple[Any, ...], step: Any, scale: Any) -> tuple[Any, ...]:
         context = tf.distribute.get_replica_context()
         old_statistics = [tf.identity(v) for v in statistics]
-        loss, correct, gradients = compiled(batch, step, context.replica_id_in_sync_group, scale)
-        gradients = context.all_reduce(tf.distribute.ReduceOp.SUM, [tf.convert_to_tensor(g) for g in gradients])
-        gradients = [g / scale for g in gradients]
+        size = tf.cast(tf.shape(batch[1])[0], tf.float32)
+        global_size = context.all_reduce(tf.distribute.ReduceOp.SUM, size)
+        first_part = context.replica_id_in_sync_group * accumulate
+
+        def part_sums(number: Any) -> list[tf.Tensor]:
+            part = _filled(tuple(_part(column, number, accumulate) for column in batch))
+            *sums, gradients = compiled(part, step, first_part + number, scale / global_size)
+            return [*sums, *map(tf.convert_to_tensor, gradients)]
+
+        zeros = [tf.zeros([])] * 3 + [tf.zeros_like(v.value) for v in variables]
+        loss, correct, *to_reduce = part_sums(0) if accumulate == 1 else sum_parts(part_sums, accumulate, zeros)
+        weight, *gradients = context.all_reduce(tf.distribute.ReduceOp.SUM, to_reduce)
+        # They are divided by the number of photos already, which keeps float16 in range; without class weights it is 1.
+        mean_weight = weight / global_size
+        gradients = [g / (scale * mean_weight) for g in gradients]
         norm = tf.linalg.global_norm(gradients)
         settle_statistics(context, old_statistics, tf.math.is_finite(norm))
         if spec.clip_norm is not None:
             gradients, _ = tf.clip_by_global_norm(gradients, spec.clip_norm, use_norm=norm)
-        return loss, correct, norm, gradients
+        return loss / weight, correct, norm, gradients
 
     def settle_statistics(context: Any, old_values: list[tf.Tensor], is_finite: tf.Tensor) -> None:
         """Makes the moving statistics one for all replicas; a step that is skipped leaves them as they were."""
         if not statistics:
             return
         values = [tf.convert_to_tensor(v) for v in statistics]
-        if strategy.num_replicas_in_sync > 1:  # equal already where they are synchronised
+        if num_replicas > 1:  # equal already where they are synchronised
             values = context.all_reduce(tf.distribute.ReduceOp.MEAN, values)
         for variable, new, old in zip(statistics, values, old_values, strict=True):
             variable.assign(tf.where(is_finite, new, old))
 
     def apply(gradients: list[tf.Tensor]) -> None:
         optimizer.apply(gradients, variables)
+
+    def apply_on_all(gradients: Any) -> tf.Operation:
+        strategy.run(apply, args=(gradients,))
+        if average is not None:
+            average.update()
+        return tf.no_op()
 
     @tf.function
     def step_fn(batch: Any, step: tf.Tensor) -> tuple[tf.Tensor, ...]:
@@ -134,7 +169,7 @@ def make_step(
         norm = strategy.experimental_local_results(norms)[0]
         is_finite = tf.math.is_finite(norm)
         # The choice is made outside of the replicas: inside, some could apply while others skip.
-        tf.cond(is_finite, lambda: strategy.run(apply, args=(gradients,)) or tf.no_op(), tf.no_op)
+        tf.cond(is_finite, lambda: apply_on_all(gradients), tf.no_op)
         loss_scale.update(is_finite)
         total = tf.distribute.ReduceOp.SUM
         return strategy.reduce(total, loss, axis=None), strategy.reduce(total, correct, axis=None), norm
@@ -144,19 +179,63 @@ def make_step(
 
 def check_xla(model: keras.Model, strategy: tf.distribute.Strategy, xla: bool) -> None:
     """Raises ConfigError if XLA cannot compile the training of `model` under `strategy`."""
-    is_synchronized = any(isinstance(layer, SynchronizedBatchNormalization) for layer in _batch_norms(model))
-    if xla and is_synchronized and strategy.num_replicas_in_sync > 1:
+    if xla and _is_synchronized(model) and strategy.num_replicas_in_sync > 1:
         raise ConfigError(
             "hardware.xla=True with several replicas: XLA cannot synchronise BatchNorm across them. "
             "Set model.synchronized_batch_norm = False (statistics are then averaged after each step)."
         )
 
 
-def cross_entropy(targets: tf.Tensor, logits: tf.Tensor, label_smoothing: float = 0.0) -> tf.Tensor:
-    """Targets [B, C] float32, each row a distribution, and logits [B, C] -> loss per photo [B] float32."""
-    targets = targets * (1 - label_smoothing) + label_smoothing / logits.shape[-1]
-    return tf.nn.softmax_cross_entropy_with_logits(targets, tf.cast(logits, tf.float32))
-
-
 def _batch_norms(model: keras.Model) -> list[keras.layers.BatchNormalization]:
     return [x for x in model.layers if isinstance(x, keras.layers.BatchNormalization) and x.trainable]
+
+
+def _is_synchronized(model: keras.Model) -> bool:
+    return any(isinstance(layer, SynchronizedBatchNormalization) for layer in _batch_norms(model))
+
+
+def _part(column: tf.Tensor, number: Any, parts: int) -> tf.Tensor:
+    """The rows of `column` [B, …] that are part `number` of `parts`; a short batch fills the first ones."""
+    if parts == 1:
+        return column
+    rows = column.shape[0]
+    size = -(-(tf.shape(column)[0] if rows is None else rows) // parts)
+    part = column[number * size : (number + 1) * size]
+    if rows is not None and rows % parts == 0:  # the slice by a tensor has forgotten it
+        part.set_shape([size, *column.shape[1:]])
+    return part
+
+
+def _filled(batch: tuple[tf.Tensor, ...]) -> tuple[tf.Tensor, ...]:
+    """The batch, with a row (or a pair to be mixed) that counts nothing if it is empty, which layers cannot take."""
+    _, labels, *plan = batch
+    if labels.shape[0]:
+        return batch
+    missing = tf.where(tf.shape(labels)[0] > 0, 0, 1 + len(plan))
+
+    def fill(column: tf.Tensor, value: int) -> tf.Tensor:
+        return tf.pad(column, [[0, missing], *[[0, 0]] * (len(column.shape) - 1)], constant_values=value)
+
+    return tuple(fill(column, _NO_PHOTO if column is labels else 0) for column in batch)
+
+
+_Sums = list[tf.Tensor]
+
+
+def _sum_in_loop(part_sums: Callable[[Any], _Sums], parts: int, zeros: _Sums) -> _Sums:
+    """The sum of `part_sums` over the parts, traced once."""
+
+    def body(number: tf.Tensor, *total: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        return number + 1, *map(tf.add, total, part_sums(number))
+
+    _, *total = tf.while_loop(lambda number, *_: number < parts, body, (0, *zeros), parallel_iterations=1)
+    return total
+
+
+def _sum_unrolled(part_sums: Callable[[Any], _Sums], parts: int, zeros: _Sums) -> _Sums:
+    """The same without a loop in the graph; a part waits for the one before, so that its activations are gone."""
+    total = zeros
+    for number in range(parts):
+        with tf.control_dependencies(total):
+            total = list(map(tf.add, total, part_sums(number)))
+    return total

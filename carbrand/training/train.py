@@ -21,18 +21,20 @@ import tensorflow as tf
 
 import carbrand
 from carbrand import config, files
-from carbrand.data import manifest, mixing, pipeline, verify
+from carbrand.data import manifest, pipeline, verify
 from carbrand.data.augment import Augment
 from carbrand.data.pipeline import Stream
 from carbrand.data.preprocess import Preprocess
 from carbrand.errors import CheckpointError, ConfigError, DataError, GateError
-from carbrand.training import checkpoint, features, hardware, weights
+from carbrand.training import checkpoint, features, hardware, probe, weights
+from carbrand.training.averaging import WeightAverage
 from carbrand.training.hardware import Hardware
+from carbrand.training.losses import Loss, cross_entropy, log_priors, make_objective
 from carbrand.training.model import ModelSpec, boundary, build_model, freeze, logits_model
 from carbrand.training.optimizer import OptimizerSpec, build_optimizer, learning_rate
 from carbrand.training.progress import Progress
-from carbrand.training.settings import Phase, Schedule, Settings, image_sizes, plan, validation_steps
-from carbrand.training.step import LossScale, StepResult, check_xla, cross_entropy, make_step
+from carbrand.training.settings import Phase, Schedule, Settings, check_batch, image_sizes, plan, validation_steps
+from carbrand.training.step import LossScale, StepResult, check_xla, make_step
 from carbrand.training.weights import Weights
 
 RUN_FILE = "run.json"
@@ -67,6 +69,7 @@ class Trainer:
     model: keras.Model
     optimizer: keras.optimizers.Optimizer
     loss_scale: LossScale
+    average: WeightAverage
     checkpoint_every_s: float
     step: int = 0
     validation: tuple[float, float] = (0.0, 0.0)  # the last accuracy and loss
@@ -99,7 +102,9 @@ def run(
     *,
     epochs: float = 10.0,
     head_epochs: float = 0.0,
+    head_solver: str = "sgd",
     batch_size: int = 32,
+    accumulate: int = 1,
     seed: int = 0,
     deterministic: bool = True,
     checkpoint_every_s: float = 60.0,
@@ -109,6 +114,7 @@ def run(
     preprocess: Preprocess | None = None,
     augment: Augment | None = None,
     stream: Stream | None = None,
+    loss: Loss | None = None,
     optimizer: OptimizerSpec | None = None,
     hardware: Hardware | None = None,
 ) -> RunResult:
@@ -119,7 +125,13 @@ def run(
       run_dir: Gets checkpoints, `config.gin`, `metrics.jsonl`, TensorBoard files and, at the end, `run.json`.
       epochs: Passes over the training photos with all stages but `model.freeze_until` trained; may be a fraction.
       head_epochs: Passes before that with the whole backbone frozen, on features that are computed once.
+      head_solver: How that is done: "sgd", by the optimizer; or "lbfgs": one step to the best linear head, whose
+        regularisation is chosen on the validation split, whatever the number of `head_epochs`. It knows neither
+        label smoothing nor dropout.
       batch_size: Photos per step over all replicas.
+      accumulate: Micro-batches that a step works through one after the other, where a whole batch does not fit into the
+        memory: each has `batch_size` / `accumulate` photos, and their gradients are summed. The step is that of the
+        whole batch, except that BatchNorm normalises each micro-batch by its own statistics.
       seed: Of initial weights, order, augmentation and dropout.
       deterministic: Use only operations that repeat bit by bit: an interrupted run ends with the weights of an
         uninterrupted one. Costs some speed on GPUs.
@@ -131,6 +143,7 @@ def run(
       preprocess: Image size, and the part of a photo that is looked at.
       augment: How training photos are varied.
       stream: How training photos are drawn and read.
+      loss: What is made small, and how much each brand counts.
       optimizer: Optimizer and learning rates.
       hardware: Devices and precision.
 
@@ -148,16 +161,19 @@ def run(
         preprocess=preprocess or Preprocess(),
         augment=augment or Augment(),
         stream=stream or Stream(),
+        loss=loss or Loss(),
         optimizer=optimizer or OptimizerSpec(),
         hardware=hardware or Hardware(),
-        schedule=Schedule(epochs, head_epochs, batch_size, seed, deterministic, image_sizes),
+        schedule=Schedule(epochs, head_epochs, batch_size, seed, deterministic, image_sizes, accumulate, head_solver),
     )
+    schedule = settings.schedule
     trainer = _set_up(pathlib.Path(data), pathlib.Path(run_dir), settings, checkpoint_every_s)
     with files.locked(trainer.run / _LOCK, f"{run_dir}: another training writes here."), pipeline.data_errors():
         files.write_text(trainer.run / CONFIG_FILE, config.as_gin(settings.groups()))
         for phase in plan(trainer.manifest.splits["train"].num_examples, settings):
             if trainer.step < phase.stop:
-                _train_phase(trainer, phase)
+                solves = phase.name == "head" and schedule.head_solver == "lbfgs"
+                (_solve_phase if solves else _train_phase)(trainer, phase)
     result = RunResult(trainer.step, *trainer.validation)
     description = {"format_version": FORMAT_VERSION, **dataclasses.asdict(result), **trainer.meta}
     files.write_json(trainer.run / RUN_FILE, description)
@@ -174,6 +190,7 @@ def bound_settings() -> Settings:
         preprocess=values["preprocess"] or Preprocess(),
         augment=values["augment"] or Augment(),
         stream=values["stream"] or Stream(),
+        loss=values["loss"] or Loss(),
         optimizer=values["optimizer"] or OptimizerSpec(),
         hardware=values["hardware"] or Hardware(),
         schedule=Schedule(**{field.name: values[field.name] for field in dataclasses.fields(Schedule)}),
@@ -198,9 +215,7 @@ def set_up_devices(settings: Settings) -> tf.distribute.Strategy:
     schedule = settings.schedule
     hardware.set_up(schedule.seed, schedule.deterministic)
     strategy = hardware.make_strategy(settings.hardware)
-    pipeline.check_batch("train.run.batch_size", schedule.batch_size, strategy.num_replicas_in_sync)
-    if settings.augment.mixes_photos:
-        mixing.check_even(schedule.batch_size // strategy.num_replicas_in_sync)
+    check_batch(settings, strategy.num_replicas_in_sync)
     return strategy
 
 
@@ -220,11 +235,15 @@ def build_trainer(
         model = build_model(dataset.brands, settings.model, image_size_px=image_size_px)
         if loads_weights:
             weights.load(model, settings.weights.path, settings.model.variant)
+            if settings.model.prior_bias:
+                model.get_layer("logits").bias.assign(log_priors(dataset.splits["train"].brand_counts))
         check_xla(model, strategy, settings.hardware.xla)
         freeze(model, "none")  # so that the optimizer gets state for every stage that any phase trains
         optimizer = build_optimizer(settings.optimizer, model.trainable_variables)
         loss_scale = LossScale(settings.hardware.precision)
-    return Trainer(data, run_dir, dataset, settings, strategy, model, optimizer, loss_scale, checkpoint_every_s)
+        average = WeightAverage(settings.optimizer.ema_decay, model.trainable_variables)
+    state = (strategy, model, optimizer, loss_scale, average)
+    return Trainer(data, run_dir, dataset, settings, *state, checkpoint_every_s)
 
 
 def _check_data(data: pathlib.Path) -> manifest.Manifest:
@@ -248,6 +267,7 @@ def _resume(trainer: Trainer, state: checkpoint.State) -> None:
     checkpoint.restore(trainer.optimizer.variables, state.optimizer, "The optimizer's variables")
     trainer.loss_scale.scale.assign(state.extra["loss_scale"])
     trainer.loss_scale.finite_steps.assign(state.extra["finite_steps"])
+    trainer.average.restore(state.average, int(state.extra.get("average_updates", 0)))
     trainer.step, trainer.validation = state.meta["step"], tuple(state.meta["validation"])
     log.info("%s: going on at step %d", trainer.run, trainer.step)
 
@@ -265,8 +285,10 @@ def _state(trainer: Trainer) -> checkpoint.State:
         extra={
             "loss_scale": trainer.loss_scale.scale.numpy(),
             "finite_steps": trainer.loss_scale.finite_steps.numpy(),
+            "average_updates": trainer.average.updates.numpy(),
         },
         meta={**trainer.meta, "step": trainer.step, "validation": list(trainer.validation)},
+        average=trainer.average.arrays(),
     )
 
 
@@ -284,6 +306,9 @@ def build_step(trainer: Trainer, phase: Phase) -> tuple[keras.Model, Callable[[A
         spec=trainer.settings.optimizer,
         seed=trainer.settings.schedule.seed,
         xla=trainer.settings.hardware.xla,
+        accumulate=trainer.settings.schedule.accumulate,
+        objective=make_objective(trainer.settings.loss, trainer.manifest.splits["train"].brand_counts),
+        average=trainer.average,
     )
     return network, train_step
 
@@ -324,6 +349,29 @@ def _train_phase(trainer: Trainer, phase: Phase) -> None:
             if stop_signal is not None:
                 log.warning("Stopped by signal %d at step %d; the state is saved.", stop_signal, trainer.step)
                 raise SystemExit(128 + stop_signal)
+
+
+def _solve_phase(trainer: Trainer, phase: Phase) -> None:
+    """The head's phase in one step by L-BFGS; a run that is killed in it does it again."""
+    with trainer.strategy.scope():
+        network = logits_model(trainer.model, boundary(trainer.model, phase.freeze_until))
+    brand_counts = trainer.manifest.splits["train"].brand_counts
+    head = probe.solve(
+        _frozen_features(trainer, phase, "train"),
+        _frozen_features(trainer, phase, "validation"),
+        len(brand_counts),
+        make_objective(trainer.settings.loss, brand_counts).weights,
+    )
+    logits = trainer.model.get_layer("logits")
+    logits.kernel.assign(head.kernel)
+    logits.bias.assign(head.bias)
+    trainer.average.restart()
+    trainer.step = phase.stop
+    forward = features.make_forward(network, trainer.strategy)
+    validation = _source(trainer, phase)("validation", is_training=False)
+    with Progress(trainer.run, start_step=0, num_steps=phase.stop, batch_size=trainer.batch_size) as progress:
+        _validate(trainer, forward, validation, progress, phase)
+    checkpoint.save_latest(trainer.run, _state(trainer))
 
 
 def _batches(
@@ -420,7 +468,8 @@ def _validate(
     phase: Phase,
 ) -> None:
     labels = manifest.load_index(trainer.data, "validation")["label"]
-    logits = np.concatenate(list(features.outputs(forward, dataset, len(labels), trainer.strategy)))
+    with trainer.average.in_use():
+        logits = np.concatenate(list(features.outputs(forward, dataset, len(labels), trainer.strategy)))
     accuracy = float((logits.argmax(-1) == labels).mean())
     loss = float(tf.reduce_mean(cross_entropy(tf.one_hot(labels, logits.shape[-1]), logits)))
     progress.log_validation(trainer.step, phase=phase.name, accuracy=accuracy, loss=loss)

@@ -135,7 +135,7 @@ def _read_folder(folder: pathlib.Path, variant: str) -> dict[str, np.ndarray]:
         return _read_export(folder)
     state = checkpoint.load_run(folder)
     _check_variant(str(folder), state.meta["config"]["model"]["variant"], variant)
-    return state.model
+    return state.best_model
 
 
 def _read_export(folder: pathlib.Path) -> dict[str, np.ndarray]:

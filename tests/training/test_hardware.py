@@ -28,11 +28,14 @@ def test_negative_replicas_raise():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"name": "adam"}, "optimizer.name='adam' is not one of 'sgd', 'adamw'"),
+        ({"name": "adam"}, "optimizer.name='adam' is not one of 'sgd', 'adamw', 'lamb'"),
         ({"learning_rate": 0}, "optimizer.learning_rate=0: give a number above 0"),
         ({"head_learning_rate": -1}, "optimizer.head_learning_rate=-1"),
         ({"clip_norm": -1.0}, "optimizer.clip_norm=-1.0: give a number above 0"),
         ({"weight_decay": "1"}, "optimizer.weight_decay='1'"),
+        ({"scale_with_batch": 1}, "optimizer.scale_with_batch=1 is neither True nor False"),
+        ({"stage_decay": 0}, "optimizer.stage_decay=0: give a number above 0 and at most 1"),
+        ({"ema_decay": 1.0}, "optimizer.ema_decay=1.0: give a number at least 0 and below 1"),
         ({"label_smoothing": 1}, "optimizer.label_smoothing=1: give a number at least 0 and below 1"),
     ],
 )

@@ -21,10 +21,10 @@ from carbrand.errors import CheckpointError, ConfigError, DataError, GateError
 from carbrand.training import checkpoint, features, train, weights
 from carbrand.training import step as step_module
 from carbrand.training.hardware import Hardware
+from carbrand.training.losses import Loss, cross_entropy
 from carbrand.training.model import ModelSpec
 from carbrand.training.optimizer import OptimizerSpec
 from carbrand.training.settings import Schedule, Settings, plan
-from carbrand.training.step import cross_entropy
 from carbrand.training.weights import Weights
 
 TINY = Preprocess(image_size_px=32)
@@ -242,10 +242,129 @@ def test_config_of_a_run_repeats_it(probe, drawn_records, tmp_path):
     assert_same_weights(run_dir, tmp_path / "again")
 
 
+@pytest.mark.slow
+def test_accumulating_changes_neither_steps_nor_weights(probe, drawn_records, tmp_path):
+    run_dir, result = probe
+    assert train.run(drawn_records, tmp_path / "run", **probe_options(accumulate=2)).steps == result.steps
+    ours, theirs = (checkpoint.load_latest(folder).model for folder in (tmp_path / "run", run_dir))
+    np.testing.assert_allclose(ours["logits/kernel"], theirs["logits/kernel"], atol=1e-6)
+    with pytest.raises(CheckpointError, match="started with train.run.accumulate=1, now it is 2"):
+        train.run(drawn_records, run_dir, **probe_options(accumulate=2))
+
+
+def stopped_and_resumed(records, run_dir, monkeypatch, **options):
+    """A run that is stopped by a signal after its first validation, then finished."""
+    original = train._validate
+
+    def validate(trainer, *rest):
+        original(trainer, *rest)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "_validate", validate)
+        with pytest.raises(SystemExit):
+            train.run(records, run_dir, **options)
+    return train.run(records, run_dir, **options)
+
+
+AVERAGING = OptimizerSpec(ema_decay=0.9, learning_rate=1e-4, stage_decay=0.5)
+
+
+@pytest.mark.slow
+def test_average_is_validated_evaluated_and_resumed(drawn_records, tmp_path, monkeypatch):
+    from carbrand.evaluation import evaluate
+
+    options = probe_options(optimizer=AVERAGING, model=ModelSpec(freeze_until="conv5", prior_bias=True))
+    result = train.run(drawn_records, tmp_path / "whole", **options)
+    assert stopped_and_resumed(drawn_records, tmp_path / "stopped", monkeypatch, **options) == result
+    assert_same_weights(tmp_path / "whole", tmp_path / "stopped")
+    model, _ = checkpoint.load_model(tmp_path / "whole")
+    state = checkpoint.load_latest(tmp_path / "whole")
+    np.testing.assert_array_equal(model.get_layer("logits").kernel.numpy(), state.average["logits/kernel"])
+    assert (state.average["logits/kernel"] != state.model["logits/kernel"]).any()
+    metrics, _ = evaluate.run(drawn_records, run_dir=tmp_path / "whole", split="validation", batch_size=8)
+    assert metrics.log_loss == pytest.approx(result.validation_loss, rel=1e-4)
+
+
+def test_training_can_begin_with_the_shares_of_the_brands(drawn_records, tmp_path, monkeypatch):
+    monkeypatch.setattr(train, "_train_phase", lambda trainer, phase: trainer.__dict__.update(step=phase.stop))
+    saved = []
+    monkeypatch.setattr(train.files, "write_json", lambda *_: None)
+    original = train._set_up
+    monkeypatch.setattr(train, "_set_up", lambda *a: saved.append(original(*a)) or saved[0])
+    train.run(drawn_records, tmp_path / "run", **probe_options(model=ModelSpec("v1", "conv5", prior_bias=True)))
+    probabilities = saved[0].model(np.zeros([1, 32, 32, 3], np.uint8)).numpy()[0]
+    counts = np.array(manifest.load(drawn_records).splits["train"].brand_counts)
+    np.testing.assert_allclose(probabilities, counts / counts.sum(), rtol=1e-5)
+
+
+LBFGS = {"head_epochs": 1, "head_solver": "lbfgs"}
+
+
+@pytest.mark.slow
+def test_head_is_solved_in_one_step_and_then_trained_on(drawn_records, tmp_path, monkeypatch):
+    options = probe_options(epochs=1, optimizer=AVERAGING, **LBFGS)
+    result = train.run(drawn_records, tmp_path / "whole", **options)
+    phases = [(row["phase"], row["step"]) for row in rows(tmp_path / "whole", "validation")]
+    steps = -(-manifest.load(drawn_records).splits["train"].num_examples // 8)
+    assert phases == [("head", 1), ("main", 1 + steps)]
+    with monkeypatch.context() as patch:
+        patch.setattr(train.probe, "solve", lambda *_: os.kill(os.getpid(), signal.SIGINT))
+        with pytest.raises(KeyboardInterrupt):
+            train.run(drawn_records, tmp_path / "killed", **options)
+    assert train.run(drawn_records, tmp_path / "killed", **options) == result
+    assert_same_weights(tmp_path / "whole", tmp_path / "killed")
+
+
+def test_head_alone_can_be_solved(drawn_records, tmp_path):
+    result = train.run(drawn_records, tmp_path / "run", **probe_options(epochs=0, **LBFGS))
+    assert result.steps == 1
+    state = checkpoint.load_latest(tmp_path / "run")
+    (validation,) = rows(tmp_path / "run", "validation")
+    assert validation["loss"] == result.validation_loss
+    assert state.model["logits/kernel"].any()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"head_epochs": 0}, "head_solver='lbfgs' with train.run.head_epochs=0: there is no such phase"),
+        ({"model": ModelSpec(hidden_units=(4,))}, r"with model.hidden_units=\(4,\): it solves a linear head only"),
+        ({"stream": Stream(sampling="sqrt")}, "with stream.sampling='sqrt' and loss.name='cross_entropy'"),
+        ({"loss": Loss("focal")}, "with stream.sampling='natural' and loss.name='focal'"),
+        ({"head_solver": "newton"}, "train.run.head_solver='newton' is not one of 'sgd', 'lbfgs'"),
+        (
+            {"model": ModelSpec(prior_bias=True), "loss": Loss(class_weights="sqrt")},
+            "model.prior_bias=True: the brands",
+        ),
+        ({"model": ModelSpec(prior_bias=True), "stream": Stream(sampling="sqrt")}, "model.prior_bias=True: the brands"),
+    ],
+)
+def test_heads_that_cannot_be_solved_raise(drawn_records, tmp_path, changes, message):
+    with pytest.raises(ConfigError, match=message):
+        train.run(drawn_records, tmp_path / "run", **probe_options(**{**LBFGS, **changes}))
+
+
+def test_rates_that_grow_with_the_batch_reach_the_plan():
+    spec = OptimizerSpec(scale_with_batch=True, learning_rate=0.32, head_learning_rate=3.2)
+    rates = [phase.peak_rate for phase in plan(100, settings(optimizer=spec))]
+    assert rates == pytest.approx([0.1, 0.01])  # for 8 of 256 photos
+
+
+@pytest.mark.slow
+def test_loss_reaches_the_training(drawn_records, tmp_path):
+    losses = []
+    for number, loss in enumerate((Loss(), Loss("focal"))):
+        train.run(drawn_records, tmp_path / str(number), **probe_options(epochs=0.1, loss=loss))
+        losses.append(rows(tmp_path / str(number), "train")[0]["loss"])
+    # Equal probabilities of 6 brands: log 6, and (5/6)² of it.
+    assert losses == pytest.approx([math.log(6), (5 / 6) ** 2 * math.log(6)], rel=1e-5)
+
+
 def assert_same_weights(ours, theirs):
     ours, theirs = checkpoint.load_latest(ours), checkpoint.load_latest(theirs)
     assert ours.meta["step"] == theirs.meta["step"]
-    for part in ("model", "optimizer", "extra"):
+    for part in ("model", "optimizer", "extra", "average"):
         assert getattr(ours, part).keys() == getattr(theirs, part).keys()
         for name, array in getattr(ours, part).items():
             np.testing.assert_array_equal(array, getattr(theirs, part)[name], err_msg=name)
