@@ -19,6 +19,8 @@ from carbrand.errors import CarbrandError, ConfigError
 _EPILOG = """the whole flow:
   carbrand build --input photos --output records
   carbrand verify records
+  carbrand preview --data records --output preview.png --gin_file probe
+  carbrand doctor --data records --gin_file probe --gin_param "weights.path='imagenet'"
   carbrand train --data records --run runs/first --gin_file probe --gin_param "weights.path='imagenet'"
   carbrand evaluate --run runs/first --data records
   carbrand export --run runs/first --output model
@@ -73,7 +75,18 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"carbrand {carbrand.__version__}")
     stages = parser.add_subparsers(dest="command", required=True, metavar="STAGE")
-    for add in (_add_demo, _add_build, _add_verify, _add_train, _add_tune, _add_evaluate, _add_export, _add_predict):
+    for add in (
+        _add_demo,
+        _add_build,
+        _add_verify,
+        _add_preview,
+        _add_doctor,
+        _add_train,
+        _add_tune,
+        _add_evaluate,
+        _add_export,
+        _add_predict,
+    ):
         add(stages)
     return parser
 
@@ -87,6 +100,15 @@ def _add_stage(stages: argparse._SubParsersAction, name: str, purpose: str, exam
         formatter_class=argparse.RawDescriptionHelpFormatter,
         inherited_absl_flags=None,
         allow_abbrev=False,
+    )
+
+
+def _add_gin(stage: argparse.ArgumentParser) -> None:
+    stage.add_argument(
+        "--gin_file", action="append", default=[], help="recipe: a path, or probe, finetune, scratch, smoke"
+    )
+    stage.add_argument(
+        "--gin_param", action="append", default=[], metavar="NAME=VALUE", help="binding, over the recipe's"
     )
 
 
@@ -272,6 +294,75 @@ def _need_beam(stage: str) -> None:
         raise ConfigError(f"`carbrand {stage}` needs Apache Beam. Run: pip install 'carbrand[beam]'") from error
 
 
+def _add_preview(stages: argparse._SubParsersAction) -> None:
+    stage = _add_stage(
+        stages,
+        "preview",
+        "draw what the network really sees: photos out of the training pipeline, varied, mixed and labelled",
+        "carbrand preview --data records --output preview.png --gin_file finetune --gin_param augment.cutmix_alpha=1.0",
+    )
+    stage.add_argument("--data", required=True, help="folder of records")
+    stage.add_argument("--output", required=True, metavar="PNG", help="the picture: .png or .jpg")
+    stage.add_argument(
+        "--split", default="train", help="train, as training sees it; validation or test, as evaluation does"
+    )
+    stage.add_argument("--photos", type=int, default=None, help="how many (default: 48)")
+    stage.add_argument(
+        "--step", type=int, default=None, help="of the training (default: the first one after the head's epochs)"
+    )
+    _add_gin(stage)
+    stage.set_defaults(handler=_preview)
+
+
+def _preview(options: argparse.Namespace) -> int:
+    from carbrand.data import manifest
+
+    splits = manifest.load(options.data).splits
+    _load_tensorflow()
+    from carbrand import config
+    from carbrand.data import preview
+    from carbrand.training import settings, train
+
+    config.parse(options.gin_file, options.gin_param)
+    bound = train.bound_settings()
+    if options.split == "train" and splits["train"].num_examples:
+        chosen = vars(settings.inputs_at(options.step, splits["train"].num_examples, bound))
+    else:
+        chosen = {"preprocess": bound.preprocess, "batch_size": bound.schedule.batch_size, **_given(options, "step")}
+    preview.run(options.data, options.output, split=options.split, **chosen, **_given(options, "photos"))
+    print(f"Preview: {options.output}")
+    return 0
+
+
+def _add_doctor(stages: argparse._SubParsersAction) -> None:
+    stage = _add_stage(
+        stages,
+        "doctor",
+        "check a training before it starts, then measure what limits its speed; names one change that would help",
+        "carbrand doctor --data records --gin_file finetune --gin_param \"weights.path='imagenet'\"\n"
+        "  carbrand doctor --data records --gin_file probe --gin_param \"weights.path='random'\" --check",
+    )
+    stage.add_argument("--data", required=True, help="folder of records")
+    _add_gin(stage)
+    stage.add_argument("--seconds", type=float, default=5.0, help="to measure each part (default: %(default)s)")
+    stage.add_argument("--check", action="store_true", help="only check, which takes seconds; exits with 2 on errors")
+    stage.add_argument("--output", default=None, metavar="DIR", help="folder for doctor.json")
+    stage.set_defaults(handler=_doctor)
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from carbrand.data import manifest
+
+    manifest.load(options.data)
+    _load_tensorflow()
+    from carbrand import config
+    from carbrand.training import doctor
+
+    config.parse(options.gin_file, options.gin_param)
+    doctor.run(options.data, seconds=options.seconds, check_only=options.check, output=options.output)
+    return 0
+
+
 def _add_train(stages: argparse._SubParsersAction) -> None:
     stage = _add_stage(
         stages,
@@ -282,12 +373,7 @@ def _add_train(stages: argparse._SubParsersAction) -> None:
     )
     stage.add_argument("--data", required=True, help="folder of records")
     stage.add_argument("--run", required=True, help="folder for checkpoints, metrics and config; resumes what is there")
-    stage.add_argument(
-        "--gin_file", action="append", default=[], help="recipe: a path, or probe, finetune, scratch, smoke"
-    )
-    stage.add_argument(
-        "--gin_param", action="append", default=[], metavar="NAME=VALUE", help="binding, over the recipe's"
-    )
+    _add_gin(stage)
     stage.set_defaults(handler=_train)
 
 

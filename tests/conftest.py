@@ -2,7 +2,15 @@
 
 import pathlib
 
+import gin
 import pytest
+
+
+@pytest.fixture(autouse=True)
+def no_bindings_of_other_tests():
+    """Commands bind gin's parameters for their process, which is all tests' here."""
+    yield
+    gin.clear_config(clear_constants=True)
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,7 @@ import pytest
 
 from carbrand import cli
 
-STAGES = ("demo", "build", "verify", "train", "tune", "evaluate", "export", "predict")
+STAGES = ("demo", "build", "verify", "preview", "doctor", "train", "tune", "evaluate", "export", "predict")
 
 
 def carbrand(*arguments):
@@ -101,10 +101,44 @@ def test_misspelt_binding(drawn_records, tmp_path, capsys):
     assert "Did you mean train.run.epochs?" in one_line(capsys)
 
 
+def test_preview_of_the_training_and_of_a_split(drawn_records, tmp_path, capsys):
+    preview = ("preview", "--data", drawn_records, "--gin_file", "smoke", "--photos", "3")
+    assert carbrand(*preview, "--output", tmp_path / "new" / "train.png") == 0
+    assert capsys.readouterr().out == f"Preview: {tmp_path}/new/train.png\n"
+    assert carbrand(*preview, "--output", tmp_path / "test.jpg", "--split", "test") == 0
+    assert (tmp_path / "new" / "train.png").exists()
+    assert (tmp_path / "test.jpg").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--output", "sheet.gif"], "sheet.gif: give a name for a picture, which ends in .png, .jpg, .jpeg"),
+        (["--split", "tset"], "no split named 'tset'"),
+        (["--step", "99999"], "step=99999: give a whole number at least 0 and below"),
+        (["--step", "99", "--split", "test"], "step=99: the test split has steps 0 to 0"),
+        (["--photos", "0"], "photos=0: give a whole number at least 1"),
+        (["--gin_param", "augment.cutmix=1.0"], "Did you mean augment.cutmix_alpha?"),
+        (["--gin_param", "augment.cutmix_alpha=1.0", "--gin_param", "train.run.batch_size=5"], "an even multiple"),
+    ],
+)
+def test_preview_that_cannot_be(drawn_records, tmp_path, monkeypatch, capsys, options, message):
+    monkeypatch.chdir(tmp_path)
+    assert carbrand("preview", "--data", drawn_records, "--output", "sheet.png", *options) == 2
+    assert message in one_line(capsys)
+    assert not list(tmp_path.iterdir())
+
+
 def test_batch_that_does_not_divide(drawn_records, tmp_path, capsys):
     options = ("--gin_param", "hardware.replicas=1", "--gin_param", "train.run.batch_size=0")
     assert carbrand("train", "--data", drawn_records, "--run", tmp_path / "run", *options) == 2
     assert "train.run.batch_size=0: give a whole number at least 1" in one_line(capsys)
+
+
+def test_odd_batch_that_is_to_be_mixed(drawn_records, tmp_path, capsys):
+    options = ("--gin_param", "augment.cutmix_alpha=1.0", "--gin_param", "train.run.batch_size=5")
+    assert carbrand("train", "--data", drawn_records, "--run", tmp_path / "run", *options) == 2
+    assert "5 photos on each replica cannot be mixed in pairs" in one_line(capsys)
 
 
 def test_records_of_another_version(drawn_records, tmp_path, capsys):

@@ -37,6 +37,7 @@ LIGHT = {
             "brands",
             "cache",
             "catalogue",
+            "contact_sheet",
             "draws",
             "duplicates",
             "images",

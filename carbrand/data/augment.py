@@ -57,7 +57,7 @@ class Augment:
     flip: bool = True
     color_jitter: float = 0.0
     randaugment_layers: int = 0
-    randaugment_magnitude: float = 9.0  # Cubuk et al. 2019, arXiv:1909.13719, for ResNet-50 on ImageNet
+    randaugment_magnitude: float = 3.0  # as torchvision's default, 9 of its 30, which has the same ranges
     erase_probability: float = 0.0
     mixup_alpha: float = 0.0
     cutmix_alpha: float = 0.0

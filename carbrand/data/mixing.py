@@ -42,16 +42,22 @@ def mix(images: tf.Tensor, targets: tf.Tensor, plan: tf.Tensor) -> tuple[tf.Tens
       ConfigError: B is odd, while tracing. Where B is only known later, TensorFlow fails to reshape.
     """
     batch, height, width, _ = images.shape
-    if batch is not None and batch % 2:
-        raise ConfigError(
-            f"batch_size: {batch} photos on each replica cannot be mixed in pairs. Give a batch_size that is an even "
-            "multiple of the number of replicas, or set augment.mixup_alpha and augment.cutmix_alpha to 0."
-        )
+    if batch is not None:
+        check_even(batch)
     weight, top, left, bottom, right = tf.unstack(tf.cast(plan, tf.float32), num=PLAN_COLUMNS, axis=1)
     own = weight[:, None, None, None] * _outside(top, left, bottom, right, (height, width))
     # Whole numbers below 2**24, so exact: the target's share is the share of the pixels.
     share = (weight * (1 - (bottom - top) * (right - left) / (height * width)))[:, None]
     return _blend(images, own), _blend(targets, share)
+
+
+def check_even(count: int) -> None:
+    """Raises ConfigError unless so many photos of a replica can be mixed in pairs."""
+    if count % 2:
+        raise ConfigError(
+            f"batch_size: {count} photos on each replica cannot be mixed in pairs. Give a batch_size that is an even "
+            "multiple of the number of replicas, or set augment.mixup_alpha and augment.cutmix_alpha to 0."
+        )
 
 
 def _beta(draws: np.ndarray, alpha: float) -> np.ndarray:

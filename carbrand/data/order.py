@@ -69,7 +69,8 @@ class Order:
         assert self.blocks
         epoch, place = divmod(number, self._size)
         window, within = divmod(place, self.blocks.window)
-        return (epoch, window), within / self.blocks.window
+        size = min(self.blocks.window, self._size - window * self.blocks.window)  # the last of an epoch is shorter
+        return (epoch, window), within / size
 
     def window_records(self, place: tuple[int, int]) -> np.ndarray:
         """The records of a window, ascending [K] int64, in runs of neighbours; only with `blocks`."""

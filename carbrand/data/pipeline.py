@@ -14,6 +14,7 @@ import dataclasses
 import functools
 import itertools
 import logging
+import math
 import os
 import re
 import threading
@@ -31,11 +32,12 @@ from carbrand.data import draws, mixing, order, records
 from carbrand.data.augment import Augment
 from carbrand.data.order import Order
 from carbrand.data.preprocess import Preprocess
-from carbrand.data.reader import Damage, RecordReader, WindowReader
+from carbrand.data.reader import Damage, RecordReader, Window, WindowReader
 from carbrand.errors import ConfigError, DataError
 
-_MAX_BLOCK = 128  # examples per call into Python: enough that the call costs nothing beside the decoding
+MAX_BLOCK = 128  # examples per call into Python: enough that the call costs nothing beside the decoding
 _FOREVER = 2**62
+_ALIGNMENT = 64  # bytes; TensorFlow's EIGEN_MAX_ALIGN_BYTES with AVX-512, and no less elsewhere
 _QUIET_S = 0.1  # without a call, after which nothing is under way any more
 _ENCODED = "image/encoded"
 _DTYPES = {bytes: tf.string, int: tf.int64}
@@ -135,7 +137,7 @@ def make_dataset(
     if not is_training and not pad_last and share.workers > 1:
         raise ConfigError("pad_last=False with several workers: they would end at different steps. Set pad_last=True.")
     reader = RecordReader(folder, split)
-    ordering = _make_order(reader, stream, seed) if is_training else None
+    ordering = make_order(reader, stream, seed) if is_training else None
     read = _Blocks(reader, ordering, share, names, augment, preprocess.height_width, stream, seed)
 
     first, last = steps(len(reader), batch_size, is_training, start_step, num_steps)
@@ -155,6 +157,7 @@ def make_dataset(
         dataset = dataset.map(functools.partial(_preprocessed, preprocess), num_parallel_calls=tf.data.AUTOTUNE)
         dataset = dataset.batch(share.per_replica, drop_remainder=is_training or pad_last)
     if augment.mixes_photos and "mix" not in (fields or ()):
+        mixing.check_even(share.per_replica)  # here: what a traced function raises is wrapped in a report
         dataset = dataset.map(functools.partial(_mixed, reader.num_brands), num_parallel_calls=tf.data.AUTOTUNE)
     return finish(dataset.map(functools.partial(_element, fields, pad_last)))
 
@@ -322,10 +325,11 @@ class _Blocks:
         asked = self._order(numbers) if self._order else np.minimum(numbers, len(self._reader) - 1)
         photo_draws = draws.uniform(self._seed, numbers, self._augment.num_draws)
         used = asked.copy()
-        found = {name: np.empty((len(numbers), *shape), dtype) for name, (shape, dtype) in self._arrays.items()}
-        for place, (number, record) in enumerate(zip(numbers.tolist(), asked.tolist(), strict=True)):
+        found = {name: _aligned((len(numbers), *shape), dtype) for name, (shape, dtype) in self._arrays.items()}
+        windows = self._windows.windows_of(numbers) if self._windows else [None] * len(numbers)
+        for place, (record, window) in enumerate(zip(asked.tolist(), windows, strict=True)):
             rows = {name: array[place : place + 1] for name, array in found.items()}
-            used[place] = self._fill_sound(rows, number, record, photo_draws[place])
+            used[place] = self._fill_sound(rows, record, window, photo_draws[place])
         found |= {"label": self._reader.labels[used], "number": numbers, "record": used}
         # In training each place has to be filled, and what stands in for a damaged record counts as any other.
         counts = (used == asked) & (numbers < len(self._reader)) if self._order is None else np.full(len(used), True)
@@ -334,13 +338,15 @@ class _Blocks:
             found["mix"] = mixing.plan(photo_draws, self._augment, self._height_width)
         return found
 
-    def _fill_sound(self, rows: dict[str, np.ndarray], number: int, record: int, photo_draws: np.ndarray) -> int:
+    def _fill_sound(
+        self, rows: dict[str, np.ndarray], record: int, window: Window | None, photo_draws: np.ndarray
+    ) -> int:
         """Fills one row of each array with the record, or the next one that is sound, and says which it was."""
         num_records = len(self._reader)
         for candidate in itertools.chain(range(record, num_records), range(record)):
             try:
-                windows = self._windows if candidate == record else None
-                payload = windows.read(number, record) if windows else self._reader.read(candidate)
+                source = window if window and candidate == record else self._reader
+                payload = source.read(candidate)
                 self._fill(rows, candidate, payload, photo_draws)
                 return candidate
             except DataError as error:
@@ -362,6 +368,16 @@ class _Blocks:
             raise DataError(f"{where}: cannot be decoded ({error}). Build the records again.") from error
 
 
+def _aligned(shape: tuple[int, ...], dtype: type) -> np.ndarray:
+    """A new array, where TensorFlow wants its tensors to be: it copies all others."""
+    if dtype is object:
+        return np.empty(shape, dtype)
+    count = math.prod(shape) * np.dtype(dtype).itemsize
+    memory = np.empty(count + _ALIGNMENT, np.uint8)
+    start = -memory.ctypes.data % _ALIGNMENT
+    return memory[start : start + count].view(dtype).reshape(shape)
+
+
 def check_batch(name: str, batch_size: int, replicas: int) -> None:
     """Raises ConfigError unless all replicas get as many photos of a batch."""
     if batch_size % replicas:
@@ -380,7 +396,8 @@ def _names(fields: Collection[str] | None, augment: Augment, pad_last: bool) -> 
     return tuple(sorted({*(fields or ()), *needed, *({"mix"} if augment.mixes_photos else ())}))
 
 
-def _make_order(reader: RecordReader, stream: Stream, seed: int) -> Order:
+def make_order(reader: RecordReader, stream: Stream, seed: int) -> Order:
+    """The order in which training draws the records."""
     blocks = order.make_blocks(stream.shuffle_mib * 2**20, reader.mean_bytes) if stream.shuffle_mib else None
     if stream.sampling != "natural":
         counts = order.examples_per_brand(reader.labels, stream.sampling)
@@ -389,8 +406,8 @@ def _make_order(reader: RecordReader, stream: Stream, seed: int) -> Order:
 
 
 def _even_part(count: int) -> int:
-    """The size of the parts when `count` is cut into equal parts, as nearly as can be, of at most `_MAX_BLOCK`."""
-    return -(-count // -(-count // _MAX_BLOCK))
+    """The size of the parts when `count` is cut into equal parts, as nearly as can be, of at most `MAX_BLOCK`."""
+    return -(-count // -(-count // MAX_BLOCK))
 
 
 def _preprocessed(preprocess: Preprocess, example: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:

@@ -8,6 +8,7 @@ import logging
 import os
 import pathlib
 import threading
+import weakref
 from collections.abc import Iterator
 from concurrent import futures
 
@@ -60,12 +61,17 @@ class RecordReader:
         return records.read(file.fileno(), offset, length, where=f"{self._paths[shard]}: record {record}")
 
     def read_run(self, first: int, count: int) -> Iterator[bytes | DataError]:
-        """The payloads of neighbours, at one read for each shard; instead of a damaged one, what is wrong with it."""
+        """The payloads of neighbours, at one read for each shard; instead of a bad one, what is wrong with it."""
         rows = self._index[first : first + count]
         for start, stop in _same_shard(rows["shard"]):
             begin = int(rows[start]["offset"])
             end = int(rows[stop - 1]["offset"]) + int(rows[stop - 1]["length"]) + records.FRAME_BYTES
-            content = memoryview(os.pread(self._open(int(rows[start]["shard"])).fileno(), end - begin, begin))
+            try:
+                file = self._open(int(rows[start]["shard"]))  # in a variable, as in `read`
+            except DataError as error:
+                yield from itertools.repeat(error, stop - start)
+                continue
+            content = memoryview(os.pread(file.fileno(), end - begin, begin))
             for place in range(start, stop):
                 offset, length = int(rows[place]["offset"]), int(rows[place]["length"])
                 frame = bytes(content[offset - begin : offset - begin + records.FRAME_BYTES + length])
@@ -114,6 +120,21 @@ class Damage:
             _LOG.warning("left out %s (%d so far, at most %d)", error, count, self._budget)
 
 
+class Window:
+    """The records of one window, from when they are read on; in memory for as long as anybody has this."""
+
+    def __init__(self, loading: "futures.Future[dict[int, bytes | DataError]]") -> None:
+        """Sets what is being read."""
+        self._loading = loading
+
+    def read(self, record: int) -> bytes:
+        """The payload of a record of this window; DataError as `RecordReader.read`."""
+        found = self._loading.result()[record]
+        if isinstance(found, DataError):
+            raise found
+        return found
+
+
 class WindowReader:
     """Records in the order of windows of blocks: each window is read at once, while the one before it is used.
 
@@ -124,33 +145,41 @@ class WindowReader:
         """Sets what to read, and the order, which has `blocks`."""
         self._reader = reader
         self._order = order
-        self._windows: collections.OrderedDict[tuple[int, int], futures.Future] = collections.OrderedDict()
+        assert order.blocks
+        self._block = order.blocks.block
+        self._recent: collections.OrderedDict[tuple[int, int], Window] = collections.OrderedDict()
+        # Those that other threads have not done with count too, or a slow one would read its window again.
+        self._alive: weakref.WeakValueDictionary[tuple[int, int], Window] = weakref.WeakValueDictionary()
         self._thread = futures.ThreadPoolExecutor(1, thread_name_prefix="read-window")
         self._lock = threading.Lock()
 
-    def read(self, number: int, record: int) -> bytes:
-        """The payload of `record`, which example `number` is; DataError as `RecordReader.read`."""
-        found = self._window(number).result()[record]
-        if isinstance(found, DataError):
-            raise found
+    def windows_of(self, numbers: np.ndarray) -> list[Window]:
+        """For each of the example numbers [K], ascending, the window that it is in: hold them until they are used."""
+        found = []
+        for number in numbers.tolist():
+            place, share_done = self._order.window_of(number)
+            with self._lock:
+                found.append(self._window(place))
+                # Not at once: the window before, which other threads may be using, makes room for the next one.
+                if share_done > 0.5:
+                    self._window(self._order.next_window(place))
         return found
 
-    def _window(self, number: int) -> futures.Future:
-        place, share_done = self._order.window_of(number)
-        # Not at once: other threads may not have done with the window before, which makes room for the next one.
-        wanted = [place, self._order.next_window(place)] if share_done > 0.5 else [place]
-        with self._lock:
-            for window in wanted:
-                if window not in self._windows:
-                    self._windows[window] = self._thread.submit(self._load, window)
-                    while len(self._windows) > 2:
-                        self._windows.popitem(last=False)
-            return self._windows[place]
+    def _window(self, place: tuple[int, int]) -> Window:
+        window = self._alive.get(place)
+        if window is None:
+            window = self._alive[place] = Window(self._thread.submit(self._load, place))
+        self._recent[place] = window
+        self._recent.move_to_end(place)
+        while len(self._recent) > 2:
+            self._recent.popitem(last=False)
+        return window
 
-    def _load(self, window: tuple[int, int]) -> dict[int, bytes | DataError]:
-        wanted = self._order.window_records(window)
+    def _load(self, place: tuple[int, int]) -> dict[int, bytes | DataError]:
+        wanted = self._order.window_records(place)
         found: dict[int, bytes | DataError] = {}
-        for run in np.split(wanted, np.flatnonzero(np.diff(wanted) > 1) + 1):
+        # Neighbouring blocks one by one too, or a window as large as the split would be in memory twice.
+        for run in np.split(wanted, np.flatnonzero((np.diff(wanted) > 1) | (wanted[1:] % self._block == 0)) + 1):
             payloads = self._reader.read_run(int(run[0]), len(run))
             found.update(zip(run.tolist(), payloads, strict=True))
         return found

@@ -66,13 +66,21 @@ def check_quickly(folder: str | os.PathLike[str], max_hash_bytes: int = 2**30) -
     Raises:
         DataError: with the first problem.
     """
+    for problem in quick_problems(folder, max_hash_bytes):
+        raise errors.DataError(problem)
+
+
+def quick_problems(folder: str | os.PathLike[str], max_hash_bytes: int = 2**30) -> Iterator[str]:
+    """What `check_quickly` looks for: one line for each file with a problem."""
     folder = pathlib.Path(folder)
-    built = manifest.load(folder)
-    for problem in _quick_problems(folder, built, max_hash_bytes):
-        raise errors.DataError(
-            f"{folder / problem.file}: {problem.what}. Restore the file, or build again; "
-            f"`carbrand verify {folder}` finds every damaged record."
-        )
+    told = set()
+    for problem in _quick_problems(folder, manifest.load(folder), max_hash_bytes):
+        if problem.file not in told:
+            told.add(problem.file)
+            yield (
+                f"{folder / problem.file}: {problem.what}. Restore the file, or build again; "
+                f"`carbrand verify {folder}` finds every damaged record."
+            )
 
 
 def report(folder: str | os.PathLike[str], problems: list[Problem], seconds: float) -> None:

@@ -19,7 +19,7 @@ from carbrand.training.batch_norm import SynchronizedBatchNormalization
 
 VARIANTS = ("v1", "v1.5")
 STAGES = ("none", "conv1", "conv2", "conv3", "conv4", "conv5")
-_BLOCKS = {"conv2": (64, 3), "conv3": (128, 4), "conv4": (256, 6), "conv5": (512, 3)}  # arXiv:1512.03385, table 1
+BLOCKS = {"conv2": (64, 3), "conv3": (128, 4), "conv4": (256, 6), "conv5": (512, 3)}  # arXiv:1512.03385, table 1
 _CAFFE_MEAN_BGR = (103.939, 116.779, 123.68)  # keras.applications.imagenet_utils, mode "caffe"
 
 
@@ -94,7 +94,7 @@ def boundary(model: keras.Model, frozen_until: str) -> keras.KerasTensor:
         return model.get_layer("pool").output
     if frozen_until == "conv1":
         return model.get_layer("pool1_pool").output
-    return model.get_layer(f"{frozen_until}_block{_BLOCKS[frozen_until][1]}_out").output
+    return model.get_layer(f"{frozen_until}_block{BLOCKS[frozen_until][1]}_out").output
 
 
 def logits_model(model: keras.Model, inputs: keras.KerasTensor | None = None) -> keras.Model:
@@ -170,7 +170,7 @@ def _backbone(x: Any, spec: ModelSpec) -> Any:
     x = keras.layers.Activation("relu", name="conv1_relu")(x)
     x = keras.layers.ZeroPadding2D(1, name="pool1_pad")(x)
     x = keras.layers.MaxPooling2D(3, strides=2, name="pool1_pool")(x)
-    for stage, (filters, blocks) in _BLOCKS.items():
+    for stage, (filters, blocks) in BLOCKS.items():
         for block in range(1, blocks + 1):
             strides = 2 if block == 1 and stage != "conv2" else 1
             x = _bottleneck(x, f"{stage}_block{block}", filters, spec, strides=strides, project=block == 1)

@@ -127,6 +127,40 @@ def image_sizes(phase: Phase, settings: Settings, steps_per_epoch: float) -> lis
     return list(zip([*starts[1:], phase.stop], parts or [settings.preprocess], strict=True))
 
 
+@dataclasses.dataclass(frozen=True)
+class Inputs:
+    """How training reads its photos at a step; the attributes are arguments of `data.preview.run`."""
+
+    step: int
+    batch_size: int
+    seed: int
+    preprocess: Preprocess
+    augment: Augment
+    stream: Stream
+    note: str
+
+
+def inputs_at(step: int | None, num_examples: int, settings: Settings) -> Inputs:
+    """How a run over `num_examples` photos reads them at `step`, by default the first one of its last phase.
+
+    Raises:
+      ConfigError: The run ends before that step.
+    """
+    schedule = settings.schedule
+    phases = [phase for phase in plan(num_examples, settings) if phase.start < phase.stop]
+    step = phases[-1].start if step is None else step
+    checks.number("step", step, at_least=0, below=phases[-1].stop, whole=True)
+    phase = next(phase for phase in phases if step < phase.stop)
+    sizes = image_sizes(phase, settings, num_examples / schedule.batch_size)
+    preprocess = next(preprocess for stop, preprocess in sizes if step < stop)
+    source = "preprocess.image_size_px" if preprocess is settings.preprocess else "train.run.image_sizes"
+    augment, stream = settings.augment, settings.stream
+    if phase.is_cached:  # features.make_dataset knows neither variation nor blocks
+        augment, stream = dataclasses.replace(augment, enabled=False), dataclasses.replace(stream, shuffle_mib=0)
+    note = f"size by {source}, {phase.name} phase"
+    return Inputs(step, schedule.batch_size, schedule.seed, preprocess, augment, stream, note)
+
+
 def validation_steps(phase: Phase, steps_per_epoch: float) -> set[int]:
     """The steps after which to validate: at the end of each epoch of the phase, and of the phase."""
     epochs = range(1, math.floor((phase.stop - phase.start) / steps_per_epoch) + 1)

@@ -2,6 +2,8 @@
 
 import contextlib
 import dataclasses
+import functools
+import inspect
 import json
 import logging
 import os
@@ -19,7 +21,7 @@ import tensorflow as tf
 
 import carbrand
 from carbrand import config, files
-from carbrand.data import manifest, pipeline, verify
+from carbrand.data import manifest, mixing, pipeline, verify
 from carbrand.data.augment import Augment
 from carbrand.data.pipeline import Stream
 from carbrand.data.preprocess import Preprocess
@@ -30,7 +32,7 @@ from carbrand.training.model import ModelSpec, boundary, build_model, freeze, lo
 from carbrand.training.optimizer import OptimizerSpec, build_optimizer, learning_rate
 from carbrand.training.progress import Progress
 from carbrand.training.settings import Phase, Schedule, Settings, image_sizes, plan, validation_steps
-from carbrand.training.step import LossScale, check_xla, cross_entropy, make_step
+from carbrand.training.step import LossScale, StepResult, check_xla, cross_entropy, make_step
 from carbrand.training.weights import Weights
 
 RUN_FILE = "run.json"
@@ -162,29 +164,67 @@ def run(
     return result
 
 
+def bound_settings() -> Settings:
+    """What `run` would compute by gin's bindings, but from random weights: for those who only look at its inputs."""
+    defaults = {name: parameter.default for name, parameter in inspect.signature(run).parameters.items()}
+    values = {**defaults, **gin.get_bindings("train.run")}
+    return Settings(
+        model=values["model"] or ModelSpec(),
+        weights=Weights(path="random"),
+        preprocess=values["preprocess"] or Preprocess(),
+        augment=values["augment"] or Augment(),
+        stream=values["stream"] or Stream(),
+        optimizer=values["optimizer"] or OptimizerSpec(),
+        hardware=values["hardware"] or Hardware(),
+        schedule=Schedule(**{field.name: values[field.name] for field in dataclasses.fields(Schedule)}),
+    )
+
+
 def _set_up(data: pathlib.Path, run_dir: pathlib.Path, settings: Settings, checkpoint_every_s: float) -> Trainer:
     dataset = _check_data(data)
     if run_dir.exists() and not run_dir.is_dir():
         raise ConfigError(f"--run={run_dir}: is a file. Name a folder.")
-    schedule, optimizer_spec = settings.schedule, settings.optimizer
-    hardware.set_up(schedule.seed, schedule.deterministic)
-    strategy = hardware.make_strategy(settings.hardware)
-    pipeline.check_batch("train.run.batch_size", schedule.batch_size, strategy.num_replicas_in_sync)
+    strategy = set_up_devices(settings)
     run_dir.mkdir(parents=True, exist_ok=True)
     state = checkpoint.load_latest(run_dir)
-    with strategy.scope(), hardware.layers_in(settings.hardware.precision):
-        image_size_px = None if schedule.image_sizes else settings.preprocess.height_width
-        model = build_model(dataset.brands, settings.model, image_size_px=image_size_px)
-        if state is None:
-            weights.load(model, settings.weights.path, settings.model.variant)
-        check_xla(model, strategy, settings.hardware.xla)
-        freeze(model, "none")  # so that the optimizer gets state for every stage that any phase trains
-        optimizer = build_optimizer(optimizer_spec, model.trainable_variables)
-        loss_scale = LossScale(settings.hardware.precision)
-    trainer = Trainer(data, run_dir, dataset, settings, strategy, model, optimizer, loss_scale, checkpoint_every_s)
+    trainer = build_trainer(data, run_dir, dataset, settings, strategy, checkpoint_every_s, loads_weights=state is None)
     if state is not None:
         _resume(trainer, state)
     return trainer
+
+
+def set_up_devices(settings: Settings) -> tf.distribute.Strategy:
+    """Seeds and devices as `settings` want them, before anything is computed."""
+    schedule = settings.schedule
+    hardware.set_up(schedule.seed, schedule.deterministic)
+    strategy = hardware.make_strategy(settings.hardware)
+    pipeline.check_batch("train.run.batch_size", schedule.batch_size, strategy.num_replicas_in_sync)
+    if settings.augment.mixes_photos:
+        mixing.check_even(schedule.batch_size // strategy.num_replicas_in_sync)
+    return strategy
+
+
+def build_trainer(
+    data: pathlib.Path,
+    run_dir: pathlib.Path,
+    dataset: manifest.Manifest,
+    settings: Settings,
+    strategy: tf.distribute.Strategy,
+    checkpoint_every_s: float = 60.0,
+    *,
+    loads_weights: bool = True,
+) -> Trainer:
+    """Model, optimizer and loss scale of a run at its first step; writes nothing."""
+    with strategy.scope(), hardware.layers_in(settings.hardware.precision):
+        image_size_px = None if settings.schedule.image_sizes else settings.preprocess.height_width
+        model = build_model(dataset.brands, settings.model, image_size_px=image_size_px)
+        if loads_weights:
+            weights.load(model, settings.weights.path, settings.model.variant)
+        check_xla(model, strategy, settings.hardware.xla)
+        freeze(model, "none")  # so that the optimizer gets state for every stage that any phase trains
+        optimizer = build_optimizer(settings.optimizer, model.trainable_variables)
+        loss_scale = LossScale(settings.hardware.precision)
+    return Trainer(data, run_dir, dataset, settings, strategy, model, optimizer, loss_scale, checkpoint_every_s)
 
 
 def _check_data(data: pathlib.Path) -> manifest.Manifest:
@@ -230,12 +270,12 @@ def _state(trainer: Trainer) -> checkpoint.State:
     )
 
 
-def _train_phase(trainer: Trainer, phase: Phase) -> None:
+def build_step(trainer: Trainer, phase: Phase) -> tuple[keras.Model, Callable[[Any, tf.Tensor], StepResult]]:
+    """The phase's network, from images or stored features to logits, and the compiled step that trains it."""
     freeze(trainer.model, phase.freeze_until)
     with trainer.strategy.scope():
         inputs = boundary(trainer.model, phase.freeze_until) if phase.is_cached else None
         network = logits_model(trainer.model, inputs)
-    make_batches = _source(trainer, phase)
     train_step = make_step(
         network,
         trainer.optimizer,
@@ -245,6 +285,12 @@ def _train_phase(trainer: Trainer, phase: Phase) -> None:
         seed=trainer.settings.schedule.seed,
         xla=trainer.settings.hardware.xla,
     )
+    return network, train_step
+
+
+def _train_phase(trainer: Trainer, phase: Phase) -> None:
+    network, train_step = build_step(trainer, phase)
+    make_batches = _source(trainer, phase)
     forward = features.make_forward(network, trainer.strategy)
     steps_per_epoch = trainer.manifest.splits["train"].num_examples / trainer.batch_size
     validates_at = validation_steps(phase, steps_per_epoch)
@@ -295,27 +341,7 @@ def _source(trainer: Trainer, phase: Phase) -> Callable[..., tf.data.Dataset]:
     """A function (split, is_training=…) -> batches for the phase's network: images, or features of frozen layers."""
     settings, seed = trainer.settings, trainer.settings.schedule.seed
     if not phase.is_cached:
-
-        def images(
-            split: str, *, is_training: bool, preprocess: Preprocess = settings.preprocess, **place: int
-        ) -> tf.data.Dataset:
-            fields = ["mix"] if is_training and settings.augment.mixes_photos else []
-            dataset = pipeline.make_dataset(
-                trainer.data,
-                split,
-                batch_size=trainer.batch_size,
-                is_training=is_training,
-                preprocess=preprocess,
-                augment=settings.augment,
-                stream=settings.stream if is_training else features.STRICT,
-                seed=seed,
-                pad_last=not is_training,
-                fields=fields,
-                **place,
-            )
-            return dataset.map(lambda batch: tuple(batch[name] for name in ("image", "label", *fields)))
-
-        return images
+        return functools.partial(image_batches, trainer)
 
     stored = {split: _frozen_features(trainer, phase, split) for split in ("train", "validation")}
 
@@ -334,18 +360,37 @@ def _source(trainer: Trainer, phase: Phase) -> Callable[..., tf.data.Dataset]:
     return frozen
 
 
-def _frozen_features(trainer: Trainer, phase: Phase, split: str) -> tuple[np.ndarray, np.ndarray]:
-    with trainer.strategy.scope():
-        prefix = keras.Model(trainer.model.input, boundary(trainer.model, phase.freeze_until))
+def image_batches(
+    trainer: Trainer, split: str, *, is_training: bool, preprocess: Preprocess | None = None, **place: int
+) -> tf.data.Dataset:
+    """Batches of images as the run's step takes them: (image, label), and what mixes photos where it does."""
+    settings = trainer.settings
+    fields = ["mix"] if is_training and settings.augment.mixes_photos else []
     dataset = pipeline.make_dataset(
         trainer.data,
         split,
         batch_size=trainer.batch_size,
-        is_training=False,
-        preprocess=trainer.settings.preprocess,
-        stream=features.STRICT,
-        pad_last=True,
+        is_training=is_training,
+        preprocess=preprocess or settings.preprocess,
+        augment=settings.augment,
+        stream=settings.stream if is_training else features.STRICT,
+        seed=settings.schedule.seed,
+        pad_last=not is_training,
+        fields=fields,
+        **place,
     )
+    return dataset.map(lambda batch: tuple(batch[name] for name in ("image", "label", *fields)))
+
+
+def frozen_layers(trainer: Trainer, phase: Phase) -> keras.Model:
+    """Images -> the features that a phase on stored features is trained on."""
+    with trainer.strategy.scope():
+        return keras.Model(trainer.model.input, boundary(trainer.model, phase.freeze_until))
+
+
+def _frozen_features(trainer: Trainer, phase: Phase, split: str) -> tuple[np.ndarray, np.ndarray]:
+    prefix = frozen_layers(trainer, phase)
+    dataset = image_batches(trainer, split, is_training=False)
     labels = manifest.load_index(trainer.data, split)["label"]
     settings = trainer.settings
     key = {

@@ -17,7 +17,7 @@ from carbrand.errors import ConfigError, WeightsError
 from carbrand.training import checkpoint
 
 MIN_BACKBONE_COVERAGE = 0.99  # of the backbone's parameters
-_IMAGENET_FILE = "resnet50_weights_tf_dim_ordering_tf_kernels_notop.h5"
+IMAGENET_FILE = "resnet50_weights_tf_dim_ordering_tf_kernels_notop.h5"
 _HEAD_LAYERS = ("head_", "logits")
 
 log = logging.getLogger(__name__)
@@ -124,7 +124,7 @@ def _download() -> keras.Model:
         return keras.applications.ResNet50(weights="imagenet", include_top=False)
     except Exception as error:  # Keras raises a bare Exception when a download fails
         raise WeightsError(
-            f"weights.path='imagenet': the download failed ({error}). Fetch {_IMAGENET_FILE} elsewhere and put it into "
+            f"weights.path='imagenet': the download failed ({error}). Fetch {IMAGENET_FILE} elsewhere and put it into "
             "~/.keras/models, or give its path as weights.path."
         ) from error
 

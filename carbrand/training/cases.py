@@ -1,0 +1,124 @@
+"""A training that may be started, and what it would be and need: known before anything is built."""
+
+import dataclasses
+import functools
+import pathlib
+from typing import Any
+
+from carbrand.data import manifest, pipeline
+from carbrand.training import memory
+from carbrand.training.machine import Machine
+from carbrand.training.settings import Phase, Settings, plan
+
+_BUFFERED_BATCHES = 8  # that tf.data holds ready; a guess
+_STATES_ON_DISK = 3  # two checkpoints are kept while the third is written
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """A training that may be started: settings × data × machine, and the folder it would write to."""
+
+    data: pathlib.Path
+    dataset: manifest.Manifest
+    settings: Settings
+    machine: Machine
+    run_dir: pathlib.Path = pathlib.Path()
+
+    @property
+    def num_photos(self) -> int:
+        """Of the train split."""
+        return self.photos_in("train")
+
+    @property
+    def replicas(self) -> int:
+        """Copies of the model."""
+        return self.machine.replicas(self.settings.hardware.replicas)
+
+    @property
+    def batch_size(self) -> int:
+        """Photos per step over all replicas."""
+        return self.settings.schedule.batch_size
+
+    @property
+    def steps_per_epoch(self) -> float:
+        """With a fraction, as batches go on over the end of an epoch."""
+        return self.num_photos / self.batch_size
+
+    @functools.cached_property
+    def phases(self) -> list[Phase]:
+        """Those with a step."""
+        return [phase for phase in plan(self.num_photos, self.settings) if phase.stop > phase.start]
+
+    @property
+    def image_sizes(self) -> list[tuple[int, int]]:
+        """Height and width of all images that pass the network, in pixels."""
+        sides = [size for _, size in self.settings.schedule.image_sizes]
+        return [self.settings.preprocess.height_width, *((side, side) for side in sides)]
+
+    @property
+    def threads(self) -> int:
+        """That decode."""
+        return self.settings.stream.threads or self.machine.cores
+
+    @property
+    def stored_short_px(self) -> float:
+        """The short side of the stored photos: the limit that the build had, or about the mean."""
+        statistics = self.dataset.statistics
+        return self.dataset.resize_short_px or min(statistics["height"]["mean"], statistics["width"]["mean"])
+
+    def photos_in(self, split: str) -> int:
+        """0 where there is no such split."""
+        return self.dataset.splits[split].num_examples if split in self.dataset.splits else 0
+
+
+def facts(case: Case) -> dict[str, Any]:
+    """What the training would be, in JSON values."""
+    return {
+        "photos": {split: case.photos_in(split) for split in manifest.SPLITS},
+        "brands": len(case.dataset.brands),
+        "batch_size": case.batch_size,
+        "replicas": case.replicas,
+        "batch_per_replica": case.batch_size / case.replicas,
+        "steps_per_epoch": case.steps_per_epoch,
+        "steps": {phase.name: phase.stop - phase.start for phase in case.phases},
+        "device": "GPU" if case.machine.gpu_bytes else "CPU",
+        "replica_bytes": round(replica_bytes(case)),
+        "input_bytes": batches_bytes(case) + case.settings.stream.shuffle_mib * 2**20,
+        "disk_bytes": disk_bytes(case),
+    }
+
+
+def replica_bytes(case: Case, batch: float | None = None) -> float:
+    """About the memory that one replica takes at most, in any phase, by default with its share of the batch."""
+    settings = case.settings
+    return max(
+        (
+            memory.replica_bytes(
+                settings.model,
+                settings.optimizer,
+                num_brands=len(case.dataset.brands),
+                height_width=size,
+                batch=case.batch_size / case.replicas if batch is None else batch,
+                precision=settings.hardware.precision,
+                freeze_until=phase.freeze_until,
+            )
+            for phase in case.phases
+            for size in case.image_sizes
+        ),
+        default=0.0,
+    )
+
+
+def batches_bytes(case: Case) -> int:
+    """About the host memory of the images: blocks in work, and batches that wait."""
+    photo = 3 * max(height * width for height, width in case.image_sizes)
+    return photo * (case.batch_size * _BUFFERED_BATCHES + case.threads * min(case.batch_size, pipeline.MAX_BLOCK))
+
+
+def disk_bytes(case: Case) -> int:
+    """Of a run: its checkpoints, and the features of frozen layers, of which a file per phase and split is kept."""
+    settings = case.settings
+    state = memory.state_bytes(settings.model, settings.optimizer, len(case.dataset.brands))
+    frozen = {phase.freeze_until for phase in case.phases if phase.is_cached}
+    photo = sum(memory.feature_bytes(settings.model, settings.preprocess.height_width, until) for until in frozen)
+    return _STATES_ON_DISK * state + photo * (case.num_photos + case.photos_in("validation"))

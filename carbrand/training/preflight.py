@@ -1,0 +1,245 @@
+"""Config × data × devices before a training: everything that would stop it or spoil it, at once, in seconds.
+
+Nothing is built, traced or written. An error is what no training should start with, a warning what it can live with.
+"""
+
+import os
+import pathlib
+import shutil
+from collections.abc import Callable, Collection, Iterator, Sequence
+
+from carbrand import exported
+from carbrand.data import pipeline
+from carbrand.errors import CarbrandError, ConfigError
+from carbrand.training import cases, checkpoint, findings, preflight_data
+from carbrand.training.cases import Case
+from carbrand.training.findings import Finding
+from carbrand.training.weights import IMAGENET_FILE
+
+# The memory is known only about: beyond the first share of what is there it may not be enough, beyond the second it
+# cannot be.
+_TIGHT, _TOO_MUCH = 0.8, 1.2
+
+
+def check(case: Case, unsound: Collection[str] = ()) -> list[Finding]:
+    """All findings, errors first.
+
+    Args:
+      case: What to look at.
+      unsound: Fields of `Settings` that do not hold what the user asked for; what depends on them is not looked at.
+    """
+    found = [finding for needs, find in _CHECKS if not set(needs.split()) & set(unsound) for finding in find(case)]
+    return sorted(found, key=lambda finding: finding.severity)
+
+
+def _check_batch(case: Case) -> Iterator[Finding]:
+    name = "train.run.batch_size"
+    try:
+        pipeline.check_batch(name, case.batch_size, case.replicas)
+    except ConfigError as error:
+        yield findings.error(name, str(error))
+    if case.batch_size > case.num_photos > 0:
+        yield findings.warning(
+            name,
+            f"{name}={case.batch_size} is more than the {case.num_photos} training photos: a step sees some of them "
+            f"more than once. Use {case.replicas * _power_of_two(case.num_photos / 4 / case.replicas)}, for example.",
+        )
+
+
+def _check_mixing(case: Case) -> Iterator[Finding]:
+    batch, rest = divmod(case.batch_size, case.replicas)
+    if case.settings.augment.mixes_photos and batch % 2 and not rest:
+        yield findings.error(
+            "train.run.batch_size",
+            f"train.run.batch_size={case.batch_size}: {batch} photos on each replica cannot be mixed in pairs. Use "
+            f"{case.batch_size + case.replicas}, or set augment.mixup_alpha and augment.cutmix_alpha to 0.",
+        )
+
+
+def _check_steps(case: Case) -> Iterator[Finding]:
+    schedule, warmup = case.settings.schedule, case.settings.optimizer.warmup_epochs
+    for name, epochs in (("epochs", schedule.epochs), ("head_epochs", schedule.head_epochs)):
+        if case.num_photos and 0 < epochs * case.steps_per_epoch < 1:
+            yield findings.error(
+                f"train.run.{name}",
+                f"train.run.{name}={epochs:g}: less than one step of {case.batch_size} with {case.num_photos} training "
+                f"photos. Set it to {1 / case.steps_per_epoch:.2g} or more, or lower train.run.batch_size.",
+            )
+    if warmup > schedule.epochs > 0:
+        yield findings.error(
+            "optimizer.warmup_epochs",
+            f"optimizer.warmup_epochs={warmup:g} is longer than train.run.epochs={schedule.epochs:g}: the learning "
+            f"rate never gets to its peak. Set optimizer.warmup_epochs = {schedule.epochs / 10:.2g}, for example.",
+        )
+
+
+def _check_image_sizes(case: Case) -> Iterator[Finding]:
+    sizes, epochs = case.settings.schedule.image_sizes, case.settings.schedule.epochs
+    late = [size for epoch, size in sizes if epoch >= epochs]
+    if late:
+        yield findings.error(
+            "train.run.image_sizes",
+            f"train.run.image_sizes={sizes}: {late[0]} px from an epoch on that train.run.epochs={epochs:g} does not "
+            "reach. Let all sizes begin before, or train longer.",
+        )
+    if sizes and case.phases and case.phases[-1].is_cached:
+        yield findings.warning(
+            "train.run.image_sizes",
+            f"train.run.image_sizes={sizes} has no effect: frozen layers see each photo once, at "
+            "preprocess.image_size_px. Remove it, or set augment.enabled = True.",
+        )
+
+
+def _check_weights(case: Case) -> Iterator[Finding]:
+    path, variant = case.settings.weights.path, case.settings.model.variant
+    name = "weights.path"
+    if path in (None, "random"):
+        return
+    if path == "imagenet":
+        if variant != "v1":
+            yield findings.error(
+                name, f"{name}='imagenet' is of variant 'v1', model.variant is {variant!r}. Set it to 'v1'."
+            )
+        if not (pathlib.Path("~/.keras/models").expanduser() / IMAGENET_FILE).exists():
+            yield findings.warning(
+                name, f"{name}='imagenet' is not on this machine yet: Keras will download it (95 MB)."
+            )
+        return
+    place = pathlib.Path(path)
+    if not place.exists():
+        yield findings.error(
+            name, f"{name}={path!r}: no such file. Give a weights file, a run, an export, or 'imagenet'."
+        )
+    elif place.is_dir():
+        yield from _check_weights_folder(place, variant)
+
+
+def _check_weights_folder(folder: pathlib.Path, variant: str) -> Iterator[Finding]:
+    name = f"weights.path={str(folder)!r}"
+    if (folder / exported.MANIFEST).exists():
+        try:
+            theirs = exported.load(folder).model["variant"]
+        except CarbrandError as error:
+            yield findings.error("weights.path", f"{name}: {error}")
+            return
+        if theirs != variant:
+            yield findings.error("weights.path", f"{name} is of variant {theirs!r}. Set model.variant = {theirs!r}.")
+    elif not (folder / checkpoint.FOLDER).is_dir():
+        yield findings.error(
+            "weights.path", f"{name}: neither a run with a checkpoint nor an export. Name one, or a file."
+        )
+
+
+def _check_devices(case: Case) -> Iterator[Finding]:
+    hardware, gpus = case.settings.hardware, len(case.machine.gpu_bytes)
+    if gpus and hardware.replicas > gpus:
+        yield findings.error(
+            "hardware.replicas",
+            f"hardware.replicas={hardware.replicas}, but this machine has {gpus} GPUs. Ask for no more, or 0 for all.",
+        )
+    if not gpus and hardware.replicas > 1:
+        yield findings.warning(
+            "hardware.replicas",
+            f"hardware.replicas={hardware.replicas} without a GPU: logical CPU devices, for tests only; they are "
+            "slower than one. Set hardware.replicas = 0.",
+        )
+    if not gpus and hardware.precision == "mixed_float16":
+        yield findings.warning(
+            "hardware.precision",
+            "hardware.precision='mixed_float16' without a GPU is slow, and overflows at first. Set 'float32', or "
+            "'mixed_bfloat16'.",
+        )
+    if not gpus and hardware.xla:
+        yield findings.warning(
+            "hardware.xla", "hardware.xla=True without a GPU: about 4 times slower. Set it to False."
+        )
+
+
+def _check_xla(case: Case) -> Iterator[Finding]:
+    hardware, model = case.settings.hardware, case.settings.model
+    is_synchronized = model.synchronized_batch_norm and model.freeze_until != "conv5"
+    if hardware.xla and is_synchronized and case.replicas > 1:
+        yield findings.error(
+            "hardware.xla",
+            f"hardware.xla=True with {case.replicas} replicas: XLA cannot synchronise BatchNorm across them. Set "
+            "model.synchronized_batch_norm = False (statistics are then averaged after each step).",
+        )
+
+
+def _check_shuffle(case: Case) -> Iterator[Finding]:
+    shuffle_mib, free = case.settings.stream.shuffle_mib, case.machine.free_bytes
+    split_mib = sum(shard.bytes for shard in case.dataset.splits["train"].shards) / 2**20
+    if free is not None and shuffle_mib * 2**20 > free:
+        yield findings.error(
+            "stream.shuffle_mib",
+            f"stream.shuffle_mib={shuffle_mib}: {free / 2**20:.0f} MiB of memory are free. Use 0 on a local disk, "
+            f"{_power_of_two(free / 2**22)} on a network disk.",
+        )
+    if shuffle_mib > split_mib:
+        yield findings.warning(
+            "stream.shuffle_mib",
+            f"stream.shuffle_mib={shuffle_mib} is more than the train split's {split_mib:.0f} MiB. Use 0, which "
+            "shuffles all of it without memory.",
+        )
+
+
+def _check_memory(case: Case) -> Iterator[Finding]:
+    each, host = cases.replica_bytes(case), cases.batches_bytes(case)  # windows to shuffle in have their own check
+    gpus = case.machine.gpu_bytes[: case.replicas]
+    for number, available in enumerate(gpus):
+        yield from _compare(case, f"GPU {number}", each, available)
+    needed = host if gpus else host + case.replicas * each
+    yield from _compare(case, "the host", needed, case.machine.free_bytes)
+
+
+def _compare(case: Case, device: str, needed: float, available: int | None) -> Iterator[Finding]:
+    if available is None or needed <= _TIGHT * available:
+        return
+    make = findings.error if needed > _TOO_MUCH * available else findings.warning
+    fixed = cases.replica_bytes(case, 0)
+    per_photo = cases.replica_bytes(case, 1) - fixed
+    fitting = (_TIGHT * available / (1 if device.startswith("GPU") else case.replicas) - fixed) / per_photo
+    fits = f"train.run.batch_size = {_power_of_two(fitting) * case.replicas}, " if fitting >= 1 else ""
+    yield make(
+        device,
+        f"{device}: training with train.run.batch_size={case.batch_size} takes about {needed / 1e9:.1f} GB, "
+        f"{available / 1e9:.1f} GB are free. Try {fits}smaller preprocess.image_size_px, or more frozen stages "
+        "(model.freeze_until).",
+    )
+
+
+def _check_disk(case: Case) -> Iterator[Finding]:
+    run_dir = case.run_dir.absolute()
+    folder = next(path for path in (run_dir, *run_dir.parents) if path.is_dir())
+    needed, free = cases.disk_bytes(case), shutil.disk_usage(folder).free
+    if needed > free:
+        yield findings.error(
+            os.fspath(folder),
+            f"{folder}: checkpoints and stored features take about {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are "
+            "free. Free some space, or write the run elsewhere.",
+        )
+
+
+# Which fields of the settings each check looks at, and what it finds.
+_CHECKS: Sequence[tuple[str, Callable[[Case], Iterator[Finding]]]] = (
+    ("", preflight_data.check_files),
+    ("", preflight_data.check_splits),
+    ("", preflight_data.check_brands),
+    ("stream", preflight_data.check_imbalance),
+    ("schedule hardware", _check_batch),
+    ("schedule hardware augment", _check_mixing),
+    ("schedule optimizer", _check_steps),
+    ("schedule model augment", _check_image_sizes),
+    ("schedule preprocess", preflight_data.check_upscaling),
+    ("weights model", _check_weights),
+    ("hardware", _check_devices),
+    ("hardware model", _check_xla),
+    ("stream", _check_shuffle),
+    ("schedule model preprocess optimizer hardware stream", _check_memory),
+    ("schedule model preprocess optimizer augment", _check_disk),
+)
+
+
+def _power_of_two(limit: float) -> int:
+    """The largest that is not above `limit`, or 1."""
+    return 2 ** (max(int(limit), 1).bit_length() - 1)
