@@ -246,7 +246,7 @@ def wait_for_half_a_trial(tmp_path, number):
 
 
 @pytest.mark.parametrize(
-    "number", [signal.SIGKILL, signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
+    "number", [signal.SIGKILL, *(pytest.param(n, marks=pytest.mark.slow) for n in (signal.SIGTERM, signal.SIGINT))]
 )
 def test_a_stopped_search_goes_on_with_the_same_command(drawn_records, tmp_path, number):
     tuner = start_tuner(drawn_records, tmp_path, trials=3)
