@@ -247,6 +247,23 @@ def test_brands_are_mixed_throughout_a_balanced_epoch():
     assert scipy.stats.chi2_contingency(tenths).pvalue > 1e-3
 
 
+def test_windows_are_mixed_each_in_its_own_way():
+    ours = Order(np.zeros(4000, np.int32), seed=0, blocks=Blocks(1000, 1000))  # a window is one block
+    ranks = ours(np.arange(4000)).reshape(4, 1000) % 1000
+    matrix = np.corrcoef(ranks)
+    assert np.abs(matrix[~np.eye(4, dtype=bool)]).max() < 4.5 / np.sqrt(1000)
+
+
+def test_brands_and_passes_are_mixed_each_in_its_own_way():
+    labels = np.repeat([0, 1], 1000)
+    records = Order(labels, seed=0, sampling="balanced")(np.arange(6000))
+    # Slots are handed out at random, so the order of a brand's pass shows in which record goes to which slot.
+    slots = Order(labels, seed=0)(np.arange(6000)).reshape(3, 2000)
+    by_slot = np.take_along_axis(records.reshape(3, 2000), np.argsort(slots, 1), 1).reshape(6, 1000) % 1000
+    matrix = np.corrcoef(by_slot)
+    assert np.abs(matrix[~np.eye(6, dtype=bool)]).max() < 4.5 / np.sqrt(1000)
+
+
 def test_blocks_take_about_a_mebibyte_and_two_windows_the_memory_asked_for():
     # By hand: 512 MiB are two windows of 256 MiB, each of 2**28 / 2**15 = 8192 records; a MiB is 32 of them.
     assert order.make_blocks(512 * 2**20, 2**15) == Blocks(block=32, window=8192)
