@@ -9,8 +9,7 @@ from sklearn.linear_model import LogisticRegression
 
 from carbrand.errors import DataError
 
-# How little the weights are held back, for features whose centred rows have a mean square of 1. A guess: wide enough
-# that neither end was chosen on our photos.
+# How little the weights are held back, for features whose centred rows have a mean square of 1; a guess.
 _GRID = tuple(10.0**power for power in np.arange(-1, 4.5, 0.5))
 _MAX_ITERATIONS = 1000
 _TOLERANCE = 1e-6  # of the gradient; at scikit-learn's 1e-4 probabilities were off by up to 1.5 points

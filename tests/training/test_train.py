@@ -108,6 +108,7 @@ def test_a_damaged_shard_is_named_before_the_first_step(drawn_records, tmp_path)
         train.run(tmp_path, tmp_path / "run", batch_size=8, preprocess=TINY)
 
 
+@pytest.mark.slow
 def test_a_damaged_record_costs_training_that_record_only(drawn_records, tmp_path, monkeypatch, caplog):
     shard = with_a_damaged_shard(drawn_records, tmp_path)
     monkeypatch.setattr(train.verify, "check_quickly", lambda folder: None)
@@ -123,6 +124,7 @@ def test_a_record_damaged_beyond_the_budget_ends_training_with_its_name(drawn_re
         train.run(tmp_path, tmp_path / "run", batch_size=8, preprocess=TINY, stream=Stream(max_damaged_fraction=0))
 
 
+@pytest.mark.slow
 def test_images_grow_with_the_epochs_and_are_traced_once_for_each_size(drawn_records, tmp_path, monkeypatch):
     shapes = []
     original = train.make_step
@@ -151,6 +153,7 @@ def test_bad_image_sizes_raise(sizes):
         Schedule(1, 0, 8, 0, True, sizes)
 
 
+@pytest.mark.slow
 def test_balanced_brands_reach_the_training(drawn_records, tmp_path, caplog):
     options = probe_options(epochs=1, stream=Stream(sampling="balanced"))
     train.run(drawn_records, tmp_path / "cached", **options)
@@ -228,6 +231,7 @@ def test_run_leaves_metrics_config_and_manifest(probe, drawn_records):
     assert list((run_dir / "tensorboard").glob("events*"))
 
 
+@pytest.mark.slow
 def test_config_of_a_run_repeats_it(probe, drawn_records, tmp_path):
     from carbrand import config
 
