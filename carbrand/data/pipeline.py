@@ -8,18 +8,14 @@ Photos are decoded, cut and varied in uint8 by libjpeg-turbo and OpenCV, at less
 operations (tests/benchmarks/input_pipeline.py); evaluation goes through `preprocess`, as exported models do.
 """
 
-import atexit
 import contextlib
 import dataclasses
 import functools
 import itertools
 import logging
-import math
 import os
 import re
-import threading
-import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 
 import cv2
 import gin
@@ -28,7 +24,7 @@ import tensorflow as tf
 
 from carbrand import checks
 from carbrand.data import augment as augmentation
-from carbrand.data import draws, mixing, order, records
+from carbrand.data import blocks, draws, mixing, order, records
 from carbrand.data.augment import Augment
 from carbrand.data.order import Order
 from carbrand.data.preprocess import Preprocess
@@ -37,8 +33,6 @@ from carbrand.errors import ConfigError, DataError
 
 MAX_BLOCK = 128  # examples per call into Python: enough that the call costs nothing beside the decoding
 _FOREVER = 2**62
-_ALIGNMENT = 64  # bytes; TensorFlow's EIGEN_MAX_ALIGN_BYTES with AVX-512, and no less elsewhere
-_QUIET_S = 0.1  # without a call, after which nothing is under way any more
 _ENCODED = "image/encoded"
 _DTYPES = {bytes: tf.string, int: tf.int64}
 # What a batch can hold besides image, label and the record's features: see `make_dataset`.
@@ -146,7 +140,7 @@ def make_dataset(
         places = places.take(len(reader) - first * batch_size)
     threads = stream.threads or len(os.sched_getaffinity(0))
     block = _even_part(share.per_replica)
-    dataset = map_blocks(places, read, read.specs, block=block, threads=threads, only_full=augment.enabled)
+    dataset = blocks.map_blocks(places, read, read.specs, block=block, threads=threads, only_full=augment.enabled)
     if augment.enabled:
         if block != share.per_replica:  # which copies every image
             dataset = dataset.rebatch(share.per_replica, drop_remainder=True)
@@ -159,42 +153,7 @@ def make_dataset(
     if augment.mixes_photos and "mix" not in (fields or ()):
         mixing.check_even(share.per_replica)  # here: what a traced function raises is wrapped in a report
         dataset = dataset.map(functools.partial(_mixed, reader.num_brands), num_parallel_calls=tf.data.AUTOTUNE)
-    return finish(dataset.map(functools.partial(_element, fields, pad_last)))
-
-
-class _Calls:
-    """The calls from tf.data into Python. A program that ends waits for them, and refuses new ones.
-
-    Else the interpreter, which ends first, would wait for a call that waits for the interpreter, for ever: as soon as
-    a program ends while an iterator of its is alive.
-    """
-
-    def __init__(self) -> None:
-        self._running = 0
-        self._last = 0.0
-        self._is_closed = False
-        self._lock = threading.Lock()
-        atexit.register(self._close)
-
-    def __enter__(self) -> None:
-        with self._lock:
-            self._last = time.monotonic()
-            if self._is_closed:
-                raise RuntimeError("the program ends")
-            self._running += 1
-
-    def __exit__(self, *_: object) -> None:
-        with self._lock:
-            self._running -= 1
-            self._last = time.monotonic()
-
-    def _close(self) -> None:
-        self._is_closed = True
-        while self._running or time.monotonic() - self._last < _QUIET_S:
-            time.sleep(_QUIET_S / 10)
-
-
-_CALLS = _Calls()
+    return blocks.finish(dataset.map(functools.partial(_element, fields, pad_last)))
 
 
 @contextlib.contextmanager
@@ -215,48 +174,6 @@ def steps(
     """The first step of a stream, and the one before which it ends; the arguments are those of `make_dataset`."""
     last = _FOREVER // batch_size if is_training else -(-num_examples // batch_size)
     return start_step, last if num_steps is None else min(num_steps, last)
-
-
-def map_blocks(
-    places: tf.data.Dataset,
-    function: Callable[[np.ndarray], dict[str, np.ndarray]],
-    specs: dict[str, tf.TensorSpec],
-    *,
-    block: int,
-    threads: int,
-    only_full: bool = False,
-) -> tf.data.Dataset:
-    """Maps blocks of numbers [K] through a Python function, in order.
-
-    Args:
-      places: int64 scalars.
-      function: [K] int64 -> for each of `specs` an array [K, …].
-      specs: Type and shape of one row of each array.
-      block: K, but the last one may be smaller.
-      threads: Blocks that are worked on at once.
-      only_full: All blocks are full, so that K is part of the shapes.
-    """
-
-    def rows(numbers: np.ndarray) -> list[np.ndarray]:
-        with _CALLS:
-            found = function(numbers)
-            return [found[name] for name in specs]
-
-    def call(numbers: tf.Tensor) -> dict[str, tf.Tensor]:
-        # Not stateful, or tf.data would give up all parallelism when operations have to be deterministic.
-        values = tf.numpy_function(rows, [numbers], [spec.dtype for spec in specs.values()], stateful=False)
-        shapes = ((block if only_full else None, *spec.shape) for spec in specs.values())
-        return dict(zip(specs, map(tf.ensure_shape, values, shapes), strict=True))
-
-    return places.batch(block, drop_remainder=only_full).map(call, num_parallel_calls=threads)
-
-
-def finish(dataset: tf.data.Dataset) -> tf.data.Dataset:
-    """Reads ahead, and keeps the order whatever the parallelism."""
-    options = tf.data.Options()
-    options.deterministic = True
-    options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
-    return dataset.prefetch(tf.data.AUTOTUNE).with_options(options)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -325,7 +242,7 @@ class _Blocks:
         asked = self._order(numbers) if self._order else np.minimum(numbers, len(self._reader) - 1)
         photo_draws = draws.uniform(self._seed, numbers, self._augment.num_draws)
         used = asked.copy()
-        found = {name: _aligned((len(numbers), *shape), dtype) for name, (shape, dtype) in self._arrays.items()}
+        found = {name: blocks.aligned((len(numbers), *shape), dtype) for name, (shape, dtype) in self._arrays.items()}
         windows = self._windows.windows_of(numbers) if self._windows else [None] * len(numbers)
         for place, (record, window) in enumerate(zip(asked.tolist(), windows, strict=True)):
             rows = {name: array[place : place + 1] for name, array in found.items()}
@@ -368,16 +285,6 @@ class _Blocks:
             raise DataError(f"{where}: cannot be decoded ({error}). Build the records again.") from error
 
 
-def _aligned(shape: tuple[int, ...], dtype: type) -> np.ndarray:
-    """A new array, where TensorFlow wants its tensors to be: it copies all others."""
-    if dtype is object:
-        return np.empty(shape, dtype)
-    count = math.prod(shape) * np.dtype(dtype).itemsize
-    memory = np.empty(count + _ALIGNMENT, np.uint8)
-    start = -memory.ctypes.data % _ALIGNMENT
-    return memory[start : start + count].view(dtype).reshape(shape)
-
-
 def check_batch(name: str, batch_size: int, replicas: int) -> None:
     """Raises ConfigError unless all replicas get as many photos of a batch."""
     if batch_size % replicas:
@@ -398,11 +305,11 @@ def _names(fields: Collection[str] | None, augment: Augment, pad_last: bool) -> 
 
 def make_order(reader: RecordReader, stream: Stream, seed: int) -> Order:
     """The order in which training draws the records."""
-    blocks = order.make_blocks(stream.shuffle_mib * 2**20, reader.mean_bytes) if stream.shuffle_mib else None
+    windows = order.make_blocks(stream.shuffle_mib * 2**20, reader.mean_bytes) if stream.shuffle_mib else None
     if stream.sampling != "natural":
         counts = order.examples_per_brand(reader.labels, stream.sampling)
         _LOG.info("%s sampling: an epoch holds %s photos of each brand", stream.sampling, counts.tolist())
-    return Order(reader.labels, seed, sampling=stream.sampling, blocks=blocks)
+    return Order(reader.labels, seed, sampling=stream.sampling, blocks=windows)
 
 
 def _even_part(count: int) -> int:

@@ -12,7 +12,7 @@ import tensorflow as tf
 import tqdm
 
 from carbrand import files
-from carbrand.data import pipeline
+from carbrand.data import blocks, pipeline
 from carbrand.data.order import Order
 from carbrand.errors import DataError
 
@@ -104,8 +104,8 @@ def make_dataset(
 
     specs = {"features": tf.TensorSpec(features.shape[1:], tf.float32), "label": tf.TensorSpec([], tf.int32)}
     numbers = tf.data.Dataset.range(first * batch_size, last * batch_size)
-    dataset = pipeline.map_blocks(numbers, rows, specs, block=batch_size, threads=1)
-    return pipeline.finish(dataset.map(lambda batch: (batch["features"], batch["label"])))
+    dataset = blocks.map_blocks(numbers, rows, specs, block=batch_size, threads=1)
+    return blocks.finish(dataset.map(lambda batch: (batch["features"], batch["label"])))
 
 
 def _weights_hash(model: keras.Model) -> str:

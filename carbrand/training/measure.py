@@ -13,7 +13,7 @@ import simplejpeg
 import tensorflow as tf
 import tqdm
 
-from carbrand.data import pipeline, records
+from carbrand.data import blocks, pipeline, records
 from carbrand.data.reader import RecordReader, Window, WindowReader
 from carbrand.training import features, train
 from carbrand.training.cases import Case
@@ -155,7 +155,7 @@ def _again(batches: Iterator[Any]) -> Iterator[Any]:
 def _again_from_host(trainer: Trainer, phase: Phase) -> Iterator[Any]:
     """Batches that are copied from the host's memory each time."""
     host_batch = next(iter(_images(trainer, phase)))
-    dataset = pipeline.finish(tf.data.Dataset.from_tensors(host_batch).repeat())
+    dataset = blocks.finish(tf.data.Dataset.from_tensors(host_batch).repeat())
     return iter(trainer.strategy.experimental_distribute_dataset(dataset))
 
 
