@@ -18,6 +18,7 @@ _HOMES = {
     "OptimizerSpec": "carbrand.training.optimizer",
     "Predictor": "carbrand.serving.predict",
     "Preprocess": "carbrand.data.preprocess",
+    "Stream": "carbrand.data.pipeline",
     "Weights": "carbrand.training.weights",
     "build_model": "carbrand.training.model",
     "evaluate": "carbrand.evaluation.evaluate:run",
