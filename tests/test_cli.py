@@ -138,7 +138,7 @@ def test_batch_that_does_not_divide(drawn_records, tmp_path, capsys):
 def test_odd_batch_that_is_to_be_mixed(drawn_records, tmp_path, capsys):
     options = ("--gin_param", "augment.cutmix_alpha=1.0", "--gin_param", "train.run.batch_size=5")
     assert carbrand("train", "--data", drawn_records, "--run", tmp_path / "run", *options) == 2
-    assert "5 photos on each replica cannot be mixed in pairs" in one_line(capsys)
+    assert "train.run.batch_size=5 does not divide among 1 replicas in pairs to be mixed" in one_line(capsys)
 
 
 def test_records_of_another_version(drawn_records, tmp_path, capsys):
