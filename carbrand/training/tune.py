@@ -163,10 +163,12 @@ def _search(tuner: _Tuner, trials: int) -> None:
         with files.one_at_a_time(tuner.folder / _LOCK), study.quiet():
             study.take_back(tuner.study, tuner.storage, tuner.folder)
             optuna.storages.fail_stale_trials(tuner.study)
+        # Running ones first: a trial of another tuner that ends in between is then counted twice, rather than never.
+        num_running = len(tuner.study.get_trials(deepcopy=False, states=[optuna.trial.TrialState.RUNNING]))
         num_ended = len(study.rows(tuner.study))
         if num_ended >= trials:
             return
-        if num_ended + len(tuner.study.get_trials(states=[optuna.trial.TrialState.RUNNING])) < trials:
+        if num_ended + num_running < trials:
             _run_trial(tuner, num_ended + 1, trials)
             rows = study.rows(tuner.study)
             _report(tuner, rows)
