@@ -1,6 +1,5 @@
 """The training run: head first if asked, then the stages that are not frozen; resumable at any step, bit by bit."""
 
-import contextlib
 import dataclasses
 import functools
 import inspect
@@ -8,8 +7,6 @@ import json
 import logging
 import os
 import pathlib
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -26,7 +23,7 @@ from carbrand.data.augment import Augment
 from carbrand.data.pipeline import Stream
 from carbrand.data.preprocess import Preprocess
 from carbrand.errors import CheckpointError, ConfigError, DataError, GateError
-from carbrand.training import checkpoint, features, hardware, probe, weights
+from carbrand.training import checkpoint, features, hardware, probe, signals, weights
 from carbrand.training.averaging import WeightAverage
 from carbrand.training.hardware import Hardware
 from carbrand.training.losses import Loss, cross_entropy, log_priors, make_objective
@@ -74,6 +71,10 @@ class Trainer:
     step: int = 0
     validation: tuple[float, float] = (0.0, 0.0)  # the last accuracy and loss
     stop_signal: int | None = None
+
+    def note_signal(self, number: int) -> None:
+        """Asks for an end after what is under way."""
+        self.stop_signal = number
 
     @property
     def batch_size(self) -> int:
@@ -323,7 +324,7 @@ def _train_phase(trainer: Trainer, phase: Phase) -> None:
     validation = make_batches("validation", is_training=False)
     with (
         Progress(trainer.run, start_step=trainer.step, num_steps=phase.stop, batch_size=trainer.batch_size) as progress,
-        _noting_signals(trainer),
+        signals.noted(trainer.note_signal),
     ):
         batches = _batches(trainer, phase, make_batches, steps_per_epoch)
         while trainer.step < phase.stop:
@@ -482,27 +483,3 @@ def _check_finite(trainer: Trainer, row: dict[str, Any]) -> None:
             f"{trainer.run}: the gradient is not finite at or before step {row['step']} "
             f"(learning rate {row['learning_rate']:.3g}); the weights did not change. Lower optimizer.learning_rate."
         )
-
-
-@contextlib.contextmanager
-def _noting_signals(trainer: Trainer) -> Iterator[None]:
-    """Within the block, SIGTERM and SIGINT are noted, so that the step can end and its state be saved.
-
-    The second time they act as ever.
-    """
-    if threading.current_thread() is not threading.main_thread():  # Python allows handlers there only
-        yield
-        return
-    previous = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-
-    def note(number: int, _: Any) -> None:
-        trainer.stop_signal = number
-        signal.signal(number, previous[signal.Signals(number)])
-
-    for number in previous:
-        signal.signal(number, note)
-    try:
-        yield
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)

@@ -12,17 +12,15 @@ import os
 import pathlib
 import re
 import shutil
-import signal
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from carbrand import checks, config, files
 from carbrand.data import manifest
 from carbrand.errors import ConfigError
-from carbrand.training import search_check, search_space, study, trial_process, tune_report
+from carbrand.training import search_check, search_space, signals, study, trial_process, tune_report
 from carbrand.training.search_space import Parameter
 from carbrand.training.study import METRICS, optuna
 from carbrand.training.tune_report import TrialRow
@@ -60,6 +58,10 @@ class _Tuner:
     recipe: str
     command: Command
     stop_signal: int | None = None
+
+    def note_signal(self, number: int) -> None:
+        """Asks for an end after what is under way."""
+        self.stop_signal = number
 
 
 class _TrialFailedError(Exception):
@@ -144,7 +146,7 @@ def run(
     with study.session(folder) as session:
         tuner = _Tuner(optuna_study, database, session, folder, parameters, metric, recipe, command)
         try:
-            with _noting_signals(tuner):
+            with signals.noted(tuner.note_signal):
                 _search(tuner, trials)
         finally:
             study.take_back(optuna_study, database, folder, own_session=session)
@@ -339,27 +341,3 @@ def _check_not_all_failed_alike(folder: pathlib.Path, rows: list[TrialRow]) -> N
     kinds = {re.sub(r"[\d.e+-]+", "#", row.reason) for row in rows}
     if len(rows) >= _NUM_ALIKE and len(kinds) == 1 and all(row.state == "failed" for row in rows):
         raise ConfigError(f"{folder}: all {len(rows)} trials failed alike; the last one with {rows[-1].reason}")
-
-
-@contextlib.contextmanager
-def _noting_signals(tuner: _Tuner) -> Iterator[None]:
-    """Within the block, SIGTERM and SIGINT are noted, so that the training can save.
-
-    The second time they act as ever.
-    """
-    if threading.current_thread() is not threading.main_thread():  # Python allows handlers there only
-        yield
-        return
-    previous = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-
-    def note(number: int, _: Any) -> None:
-        tuner.stop_signal = number
-        signal.signal(number, previous[signal.Signals(number)])
-
-    for number in previous:
-        signal.signal(number, note)
-    try:
-        yield
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
