@@ -39,7 +39,7 @@ class State:
       model: Every variable of the model, by path.
       optimizer: Every variable of the optimizer, by path.
       extra: Loss scaling, and the number of updates of the average.
-      meta: JSON values: step, last validation, brands, dataset fingerprint, config, …; see `train.Trainer.meta`.
+      meta: JSON values: step, last validation, brands, dataset fingerprint, config, …; see `trainer.Trainer.meta`.
       average: The average of the weights, by path, where the run keeps one; see `averaging`.
     """
 

@@ -15,11 +15,11 @@ import tqdm
 
 from carbrand.data import blocks, pipeline, records
 from carbrand.data.reader import RecordReader, Window, WindowReader
-from carbrand.training import features, train
+from carbrand.training import batches, features
 from carbrand.training.cases import Case
 from carbrand.training.settings import Phase, inputs_at
 from carbrand.training.step import StepResult
-from carbrand.training.train import Trainer
+from carbrand.training.trainer import Trainer, build_step, build_trainer, set_up_devices
 
 _WINDOWS = 5  # of which the median counts: other work on the machine slows some of them
 _BLOCK = 128  # photos that are read or decoded between two looks at the clock
@@ -99,25 +99,25 @@ def _parts(case: Case) -> dict[str, Callable[[], Work]]:
         del parts["augment"]
     if not case.machine.gpu_bytes:
         del parts["transfer"]
-    _, train_step = train.build_step(trainer, phase)
+    _, train_step = build_step(trainer, phase)
     step = _wait_for_step(train_step)
-    batches, one_batch = lambda: _distributed(trainer, phase), lambda: _again(_distributed(trainer, phase))
+    images, one_batch = lambda: _distributed(trainer, phase), lambda: _again(_distributed(trainer, phase))
     if phase.is_cached:
-        forward = features.make_forward(train.frozen_layers(trainer, phase), strategy)
+        forward = features.make_forward(batches.frozen_layers(trainer, phase), strategy)
         frozen = _wait_for_outputs(forward, strategy)
         parts["frozen"] = lambda: _calling(frozen, one_batch(), batch_size)
-        parts["step"] = lambda: _calling(step, _again(_feature_batches(trainer, frozen, next(batches()))), batch_size)
-        parts["end to end"] = lambda: _calling(frozen, batches(), batch_size)
+        parts["step"] = lambda: _calling(step, _again(_feature_batches(trainer, frozen, next(images()))), batch_size)
+        parts["end to end"] = lambda: _calling(frozen, images(), batch_size)
     else:
         parts["step"] = lambda: _calling(step, one_batch(), batch_size)
-        parts["end to end"] = lambda: _calling(step, batches(), batch_size)
+        parts["end to end"] = lambda: _calling(step, images(), batch_size)
     return parts
 
 
 def _trainer(case: Case) -> Trainer:
     """The run at its first step, with random weights: others would not be faster or slower."""
-    strategy = train.set_up_devices(case.settings)
-    trainer = train.build_trainer(case.data, case.run_dir, case.dataset, case.settings, strategy, loads_weights=False)
+    strategy = set_up_devices(case.settings)
+    trainer = build_trainer(case.data, case.run_dir, case.dataset, case.settings, strategy, loads_weights=False)
     trainer.optimizer.learning_rate.assign(0.0)  # so that nothing explodes on a batch that comes again and again
     return trainer
 
@@ -125,9 +125,9 @@ def _trainer(case: Case) -> Trainer:
 def _images(trainer: Trainer, phase: Phase) -> tf.data.Dataset:
     """The endless batches of images that the phase reads, at its last image size."""
     if phase.is_cached:
-        return train.image_batches(trainer, "train", is_training=False).repeat()
+        return batches.image_batches(trainer, "train", is_training=False).repeat()
     last = inputs_at(phase.stop - 1, trainer.manifest.splits["train"].num_examples, trainer.settings)
-    return train.image_batches(trainer, "train", is_training=True, preprocess=last.preprocess)
+    return batches.image_batches(trainer, "train", is_training=True, preprocess=last.preprocess)
 
 
 def _in_one_thread(trainer: Trainer, phase: Phase, changes: dict[str, Any]) -> tf.data.Dataset:
@@ -147,9 +147,9 @@ def _distributed(trainer: Trainer, phase: Phase) -> Iterator[Any]:
     return iter(trainer.strategy.experimental_distribute_dataset(_images(trainer, phase)))
 
 
-def _again(batches: Iterator[Any]) -> Iterator[Any]:
-    """The first of `batches`, for ever."""
-    return itertools.repeat(next(batches))
+def _again(values: Iterator[Any]) -> Iterator[Any]:
+    """The first of `values`, for ever."""
+    return itertools.repeat(next(values))
 
 
 def _again_from_host(trainer: Trainer, phase: Phase) -> Iterator[Any]:
@@ -179,9 +179,9 @@ def _wait_for_copy(strategy: tf.distribute.Strategy) -> Callable[[Any], list[Any
     return lambda batch: [part[0, 0, 0, 0].numpy() for part in strategy.experimental_local_results(batch[0])]
 
 
-def _calling(function: Callable[[Any], Any], batches: Iterator[Any], batch_size: int) -> Work:
+def _calling(function: Callable[[Any], Any], values: Iterator[Any], batch_size: int) -> Work:
     def work() -> int:
-        function(next(batches))
+        function(next(values))
         return batch_size
 
     return work

@@ -1,46 +1,37 @@
 """The training run: head first if asked, then the stages that are not frozen; resumable at any step, bit by bit."""
 
 import dataclasses
-import functools
 import inspect
-import json
 import logging
 import os
 import pathlib
 import time
-from collections.abc import Callable, Iterator
 from typing import Any
 
 import gin
-import keras
 import numpy as np
 import tensorflow as tf
 
-import carbrand
 from carbrand import config, files
 from carbrand.data import manifest, pipeline, verify
 from carbrand.data.augment import Augment
 from carbrand.data.pipeline import Stream
 from carbrand.data.preprocess import Preprocess
-from carbrand.errors import CheckpointError, ConfigError, DataError, GateError
-from carbrand.training import checkpoint, features, hardware, probe, signals, weights
-from carbrand.training.averaging import WeightAverage
+from carbrand.errors import ConfigError, DataError, GateError
+from carbrand.training import batches, checkpoint, features, probe, signals
 from carbrand.training.hardware import Hardware
-from carbrand.training.losses import Loss, cross_entropy, log_priors, make_objective
-from carbrand.training.model import ModelSpec, boundary, build_model, freeze, logits_model
-from carbrand.training.optimizer import OptimizerSpec, build_optimizer, learning_rate
+from carbrand.training.losses import Loss, cross_entropy, make_objective
+from carbrand.training.model import ModelSpec, boundary, logits_model
+from carbrand.training.optimizer import OptimizerSpec, learning_rate
 from carbrand.training.progress import Progress
-from carbrand.training.settings import Phase, Schedule, Settings, check_batch, image_sizes, plan, validation_steps
-from carbrand.training.step import LossScale, StepResult, check_xla, make_step
+from carbrand.training.settings import Phase, Schedule, Settings, plan, validation_steps
+from carbrand.training.trainer import Trainer, build_step, build_trainer, resume, set_up_devices, state_of
 from carbrand.training.weights import Weights
 
 RUN_FILE = "run.json"
 CONFIG_FILE = "config.gin"
 FORMAT_VERSION = 1
 _LOCK = ".lock"
-
-# A resumed run may differ in these: they are of the past, or change nothing.
-_MAY_CHANGE = ("carbrand_version", "weights.path", "stream.threads", "stream.max_damaged_fraction")
 
 log = logging.getLogger(__name__)
 
@@ -52,48 +43,6 @@ class RunResult:
     steps: int
     validation_accuracy: float
     validation_loss: float
-
-
-@dataclasses.dataclass
-class Trainer:
-    """The state of a run in memory, and what it needs at each step."""
-
-    data: pathlib.Path
-    run: pathlib.Path
-    manifest: manifest.Manifest
-    settings: Settings
-    strategy: tf.distribute.Strategy
-    model: keras.Model
-    optimizer: keras.optimizers.Optimizer
-    loss_scale: LossScale
-    average: WeightAverage
-    checkpoint_every_s: float
-    step: int = 0
-    validation: tuple[float, float] = (0.0, 0.0)  # the last accuracy and loss
-    stop_signal: int | None = None
-
-    def note_signal(self, number: int) -> None:
-        """Asks for an end after what is under way."""
-        self.stop_signal = number
-
-    @property
-    def batch_size(self) -> int:
-        """Photos per step over all replicas."""
-        return self.settings.schedule.batch_size
-
-    @property
-    def meta(self) -> dict[str, Any]:
-        """What the run is made from, in JSON values; stands in every checkpoint, and a resumed run must agree."""
-        meta = {
-            "carbrand_version": carbrand.__version__,
-            "dataset": self.manifest.fingerprint,
-            "brands": self.manifest.brands,
-            "resize_short_px": self.manifest.resize_short_px,
-            "jpeg_quality": self.manifest.jpeg_quality,
-            "replicas": self.strategy.num_replicas_in_sync,
-            "config": self.settings.groups(),
-        }
-        return json.loads(json.dumps(meta))
 
 
 @gin.configurable("run", module="train")
@@ -207,44 +156,8 @@ def _set_up(data: pathlib.Path, run_dir: pathlib.Path, settings: Settings, check
     state = checkpoint.load_latest(run_dir)
     trainer = build_trainer(data, run_dir, dataset, settings, strategy, checkpoint_every_s, loads_weights=state is None)
     if state is not None:
-        _resume(trainer, state)
+        resume(trainer, state)
     return trainer
-
-
-def set_up_devices(settings: Settings) -> tf.distribute.Strategy:
-    """Seeds and devices as `settings` want them, before anything is computed."""
-    schedule = settings.schedule
-    hardware.set_up(schedule.seed, schedule.deterministic)
-    strategy = hardware.make_strategy(settings.hardware)
-    check_batch(settings, strategy.num_replicas_in_sync)
-    return strategy
-
-
-def build_trainer(
-    data: pathlib.Path,
-    run_dir: pathlib.Path,
-    dataset: manifest.Manifest,
-    settings: Settings,
-    strategy: tf.distribute.Strategy,
-    checkpoint_every_s: float = 60.0,
-    *,
-    loads_weights: bool = True,
-) -> Trainer:
-    """Model, optimizer and loss scale of a run at its first step; writes nothing."""
-    with strategy.scope(), hardware.layers_in(settings.hardware.precision):
-        image_size_px = None if settings.schedule.image_sizes else settings.preprocess.height_width
-        model = build_model(dataset.brands, settings.model, image_size_px=image_size_px)
-        if loads_weights:
-            weights.load(model, settings.weights.path, settings.model.variant)
-            if settings.model.prior_bias:
-                model.get_layer("logits").bias.assign(log_priors(dataset.splits["train"].brand_counts))
-        check_xla(model, strategy, settings.hardware.xla)
-        freeze(model, "none")  # so that the optimizer gets state for every stage that any phase trains
-        optimizer = build_optimizer(settings.optimizer, model.trainable_variables)
-        loss_scale = LossScale(settings.hardware.precision)
-        average = WeightAverage(settings.optimizer.ema_decay, model.trainable_variables)
-    state = (strategy, model, optimizer, loss_scale, average)
-    return Trainer(data, run_dir, dataset, settings, *state, checkpoint_every_s)
 
 
 def _check_data(data: pathlib.Path) -> manifest.Manifest:
@@ -256,67 +169,9 @@ def _check_data(data: pathlib.Path) -> manifest.Manifest:
     return dataset
 
 
-def _resume(trainer: Trainer, state: checkpoint.State) -> None:
-    theirs, ours = _flat(state.meta), _flat(trainer.meta)
-    for name, value in ours.items():
-        if name not in _MAY_CHANGE and theirs.get(name) != value:
-            raise CheckpointError(
-                f"{trainer.run}: the run was started with {name}={theirs.get(name)!r}, now it is {value!r}. "
-                "Resume with the same data and config, or give another --run."
-            )
-    checkpoint.restore(trainer.model.variables, state.model, "The model's variables")
-    checkpoint.restore(trainer.optimizer.variables, state.optimizer, "The optimizer's variables")
-    trainer.loss_scale.scale.assign(state.extra["loss_scale"])
-    trainer.loss_scale.finite_steps.assign(state.extra["finite_steps"])
-    trainer.average.restore(state.average, int(state.extra.get("average_updates", 0)))
-    trainer.step, trainer.validation = state.meta["step"], tuple(state.meta["validation"])
-    log.info("%s: going on at step %d", trainer.run, trainer.step)
-
-
-def _flat(meta: dict[str, Any]) -> dict[str, Any]:
-    """The values of `meta`, those of its config by their gin names."""
-    config_values = {f"{group}.{name}": v for group, values in meta["config"].items() for name, v in values.items()}
-    return {name: value for name, value in meta.items() if name != "config"} | config_values
-
-
-def _state(trainer: Trainer) -> checkpoint.State:
-    return checkpoint.State(
-        model=checkpoint.arrays_of(trainer.model.variables),
-        optimizer=checkpoint.arrays_of(trainer.optimizer.variables),
-        extra={
-            "loss_scale": trainer.loss_scale.scale.numpy(),
-            "finite_steps": trainer.loss_scale.finite_steps.numpy(),
-            "average_updates": trainer.average.updates.numpy(),
-        },
-        meta={**trainer.meta, "step": trainer.step, "validation": list(trainer.validation)},
-        average=trainer.average.arrays(),
-    )
-
-
-def build_step(trainer: Trainer, phase: Phase) -> tuple[keras.Model, Callable[[Any, tf.Tensor], StepResult]]:
-    """The phase's network, from images or stored features to logits, and the compiled step that trains it."""
-    freeze(trainer.model, phase.freeze_until)
-    with trainer.strategy.scope():
-        inputs = boundary(trainer.model, phase.freeze_until) if phase.is_cached else None
-        network = logits_model(trainer.model, inputs)
-    train_step = make_step(
-        network,
-        trainer.optimizer,
-        trainer.loss_scale,
-        trainer.strategy,
-        spec=trainer.settings.optimizer,
-        seed=trainer.settings.schedule.seed,
-        xla=trainer.settings.hardware.xla,
-        accumulate=trainer.settings.schedule.accumulate,
-        objective=make_objective(trainer.settings.loss, trainer.manifest.splits["train"].brand_counts),
-        average=trainer.average,
-    )
-    return network, train_step
-
-
 def _train_phase(trainer: Trainer, phase: Phase) -> None:
     network, train_step = build_step(trainer, phase)
-    make_batches = _source(trainer, phase)
+    make_batches = batches.source(trainer, phase)
     forward = features.make_forward(network, trainer.strategy)
     steps_per_epoch = trainer.manifest.splits["train"].num_examples / trainer.batch_size
     validates_at = validation_steps(phase, steps_per_epoch)
@@ -326,14 +181,14 @@ def _train_phase(trainer: Trainer, phase: Phase) -> None:
         Progress(trainer.run, start_step=trainer.step, num_steps=phase.stop, batch_size=trainer.batch_size) as progress,
         signals.noted(trainer.note_signal),
     ):
-        batches = _batches(trainer, phase, make_batches, steps_per_epoch)
+        training = batches.training_batches(trainer, phase, make_batches, steps_per_epoch)
         while trainer.step < phase.stop:
             rate = learning_rate(
                 phase.peak_rate, trainer.step - phase.start, phase.stop - phase.start, phase.warmup_steps
             )
             trainer.optimizer.learning_rate.assign(rate)
             asked_at = time.monotonic()
-            batch = next(batches)
+            batch = next(training)
             input_wait_s = time.monotonic() - asked_at
             progress.add(train_step(batch, tf.constant(trainer.step, tf.int64)), input_wait_s)
             trainer.step += 1
@@ -345,7 +200,7 @@ def _train_phase(trainer: Trainer, phase: Phase) -> None:
                 _validate(trainer, forward, validation, progress, phase)
             stop_signal = trainer.stop_signal  # read once: it may come at any moment
             if is_last or stop_signal is not None or time.monotonic() - saved_at >= trainer.checkpoint_every_s:
-                checkpoint.save_latest(trainer.run, _state(trainer))
+                checkpoint.save_latest(trainer.run, state_of(trainer))
                 saved_at = time.monotonic()
             if stop_signal is not None:
                 log.warning("Stopped by signal %d at step %d; the state is saved.", stop_signal, trainer.step)
@@ -358,8 +213,8 @@ def _solve_phase(trainer: Trainer, phase: Phase) -> None:
         network = logits_model(trainer.model, boundary(trainer.model, phase.freeze_until))
     brand_counts = trainer.manifest.splits["train"].brand_counts
     head = probe.solve(
-        _frozen_features(trainer, phase, "train"),
-        _frozen_features(trainer, phase, "validation"),
+        batches.frozen_features(trainer, phase, "train"),
+        batches.frozen_features(trainer, phase, "validation"),
         len(brand_counts),
         make_objective(trainer.settings.loss, brand_counts).weights,
     )
@@ -369,96 +224,10 @@ def _solve_phase(trainer: Trainer, phase: Phase) -> None:
     trainer.average.restart()
     trainer.step = phase.stop
     forward = features.make_forward(network, trainer.strategy)
-    validation = _source(trainer, phase)("validation", is_training=False)
+    validation = batches.source(trainer, phase)("validation", is_training=False)
     with Progress(trainer.run, start_step=0, num_steps=phase.stop, batch_size=trainer.batch_size) as progress:
         _validate(trainer, forward, validation, progress, phase)
-    checkpoint.save_latest(trainer.run, _state(trainer))
-
-
-def _batches(
-    trainer: Trainer, phase: Phase, make_batches: Callable[..., tf.data.Dataset], steps_per_epoch: float
-) -> Iterator[Any]:
-    """The distributed training batches of a phase, from the trainer's step on."""
-    for stop, preprocess in image_sizes(phase, trainer.settings, steps_per_epoch):
-        if trainer.step < stop:
-            place = {"start_step": trainer.step, "num_steps": stop}
-            dataset = make_batches("train", is_training=True, preprocess=preprocess, **place)
-            yield from trainer.strategy.experimental_distribute_dataset(dataset)
-
-
-def _source(trainer: Trainer, phase: Phase) -> Callable[..., tf.data.Dataset]:
-    """A function (split, is_training=…) -> batches for the phase's network: images, or features of frozen layers."""
-    settings, seed = trainer.settings, trainer.settings.schedule.seed
-    if not phase.is_cached:
-        return functools.partial(image_batches, trainer)
-
-    stored = {split: _frozen_features(trainer, phase, split) for split in ("train", "validation")}
-
-    def frozen(split: str, *, is_training: bool, preprocess: object = None, **place: int) -> tf.data.Dataset:
-        outputs, labels = stored[split]
-        return features.make_dataset(
-            outputs,
-            labels,
-            batch_size=trainer.batch_size,
-            is_training=is_training,
-            sampling=settings.stream.sampling,
-            seed=seed,
-            **place,
-        )
-
-    return frozen
-
-
-def image_batches(
-    trainer: Trainer, split: str, *, is_training: bool, preprocess: Preprocess | None = None, **place: int
-) -> tf.data.Dataset:
-    """Batches of images as the run's step takes them: (image, label), and what mixes photos where it does."""
-    settings = trainer.settings
-    fields = ["mix"] if is_training and settings.augment.mixes_photos else []
-    dataset = pipeline.make_dataset(
-        trainer.data,
-        split,
-        batch_size=trainer.batch_size,
-        is_training=is_training,
-        preprocess=preprocess or settings.preprocess,
-        augment=settings.augment,
-        stream=settings.stream if is_training else features.STRICT,
-        seed=settings.schedule.seed,
-        pad_last=not is_training,
-        fields=fields,
-        **place,
-    )
-    return dataset.map(lambda batch: tuple(batch[name] for name in ("image", "label", *fields)))
-
-
-def frozen_layers(trainer: Trainer, phase: Phase) -> keras.Model:
-    """Images -> the features that a phase on stored features is trained on."""
-    with trainer.strategy.scope():
-        return keras.Model(trainer.model.input, boundary(trainer.model, phase.freeze_until))
-
-
-def _frozen_features(trainer: Trainer, phase: Phase, split: str) -> tuple[np.ndarray, np.ndarray]:
-    prefix = frozen_layers(trainer, phase)
-    dataset = image_batches(trainer, split, is_training=False)
-    labels = manifest.load_index(trainer.data, split)["label"]
-    settings = trainer.settings
-    key = {
-        "dataset": trainer.manifest.fingerprint,
-        "split": split,
-        "layers": [phase.freeze_until, settings.model.variant, settings.model.pooling],
-        "preprocess": dataclasses.asdict(settings.preprocess),
-        "precision": settings.hardware.precision,
-    }
-    array = features.compute(
-        prefix,
-        dataset,
-        len(labels),
-        trainer.strategy,
-        folder=trainer.run / "features",
-        key=key,
-        title=f"{split} features of frozen {phase.freeze_until}",
-    )
-    return array, labels
+    checkpoint.save_latest(trainer.run, state_of(trainer))
 
 
 def _validate(

@@ -9,7 +9,7 @@ from carbrand.data.augment import Augment
 from carbrand.data.pipeline import Stream
 from carbrand.data.preprocess import Preprocess
 from carbrand.errors import ConfigError
-from carbrand.training import advice, doctor, measure, train
+from carbrand.training import advice, doctor, measure, trainer
 from carbrand.training.advice import Measured
 from carbrand.training.hardware import Hardware
 from carbrand.training.machine import Machine
@@ -126,7 +126,7 @@ def test_a_gin_line_of_the_advice_can_be_bound():
 
 
 def test_check_builds_no_model(drawn_records, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(train, "build_model", lambda *_, **__: pytest.fail("built a model"))
+    monkeypatch.setattr(trainer, "build_model", lambda *_, **__: pytest.fail("built a model"))
     config.parse(["finetune"], TINY)
     found = doctor.run(drawn_records, check_only=True, output=tmp_path)
     assert found.findings == []

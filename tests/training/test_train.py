@@ -18,7 +18,7 @@ from carbrand.data.augment import Augment
 from carbrand.data.pipeline import Stream
 from carbrand.data.preprocess import Preprocess
 from carbrand.errors import CheckpointError, ConfigError, DataError, GateError
-from carbrand.training import checkpoint, features, train, weights
+from carbrand.training import checkpoint, features, train, trainer, weights
 from carbrand.training import step as step_module
 from carbrand.training.hardware import Hardware
 from carbrand.training.losses import Loss, cross_entropy
@@ -127,14 +127,14 @@ def test_a_record_damaged_beyond_the_budget_ends_training_with_its_name(drawn_re
 @pytest.mark.slow
 def test_images_grow_with_the_epochs_and_are_traced_once_for_each_size(drawn_records, tmp_path, monkeypatch):
     shapes = []
-    original = train.make_step
+    original = trainer.make_step
 
     def make_step(model, *rest, **options):
         step = original(model, *rest, **options)
         return lambda batch, number: shapes.append(batch[0].shape[1:3]) or step(batch, number)
 
     traced = []
-    monkeypatch.setattr(train, "make_step", make_step)
+    monkeypatch.setattr(trainer, "make_step", make_step)
     monkeypatch.setattr(step_module, "cross_entropy", lambda *a: traced.append(1) or cross_entropy(*a))
     sizes = ((0, 32), (0.5, 40), (1.5, 32))
     run_dir = tmp_path / "run"

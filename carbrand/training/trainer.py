@@ -1,0 +1,169 @@
+"""The state of a run in memory: model, optimizer, loss scale, average, step; made, saved and taken up again."""
+
+import dataclasses
+import json
+import logging
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+import carbrand
+from carbrand.data import manifest
+from carbrand.errors import CheckpointError
+from carbrand.training import checkpoint, hardware, weights
+from carbrand.training.averaging import WeightAverage
+from carbrand.training.losses import log_priors, make_objective
+from carbrand.training.model import boundary, build_model, freeze, logits_model
+from carbrand.training.optimizer import build_optimizer
+from carbrand.training.settings import Phase, Settings, check_batch
+from carbrand.training.step import LossScale, StepResult, check_xla, make_step
+
+# A resumed run may differ in these: they are of the past, or change nothing.
+_MAY_CHANGE = ("carbrand_version", "weights.path", "stream.threads", "stream.max_damaged_fraction")
+
+log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass
+class Trainer:
+    """The state of a run in memory, and what it needs at each step."""
+
+    data: pathlib.Path
+    run: pathlib.Path
+    manifest: manifest.Manifest
+    settings: Settings
+    strategy: tf.distribute.Strategy
+    model: keras.Model
+    optimizer: keras.optimizers.Optimizer
+    loss_scale: LossScale
+    average: WeightAverage
+    checkpoint_every_s: float
+    step: int = 0
+    validation: tuple[float, float] = (0.0, 0.0)  # the last accuracy and loss
+    stop_signal: int | None = None
+
+    def note_signal(self, number: int) -> None:
+        """Asks for an end after what is under way."""
+        self.stop_signal = number
+
+    @property
+    def batch_size(self) -> int:
+        """Photos per step over all replicas."""
+        return self.settings.schedule.batch_size
+
+    @property
+    def meta(self) -> dict[str, Any]:
+        """What the run is made from, in JSON values; stands in every checkpoint, and a resumed run must agree."""
+        meta = {
+            "carbrand_version": carbrand.__version__,
+            "dataset": self.manifest.fingerprint,
+            "brands": self.manifest.brands,
+            "resize_short_px": self.manifest.resize_short_px,
+            "jpeg_quality": self.manifest.jpeg_quality,
+            "replicas": self.strategy.num_replicas_in_sync,
+            "config": self.settings.groups(),
+        }
+        return json.loads(json.dumps(meta))
+
+
+def set_up_devices(settings: Settings) -> tf.distribute.Strategy:
+    """Seeds and devices as `settings` want them, before anything is computed."""
+    schedule = settings.schedule
+    hardware.set_up(schedule.seed, schedule.deterministic)
+    strategy = hardware.make_strategy(settings.hardware)
+    check_batch(settings, strategy.num_replicas_in_sync)
+    return strategy
+
+
+def build_trainer(
+    data: pathlib.Path,
+    run_dir: pathlib.Path,
+    dataset: manifest.Manifest,
+    settings: Settings,
+    strategy: tf.distribute.Strategy,
+    checkpoint_every_s: float = 60.0,
+    *,
+    loads_weights: bool = True,
+) -> Trainer:
+    """Model, optimizer and loss scale of a run at its first step; writes nothing."""
+    with strategy.scope(), hardware.layers_in(settings.hardware.precision):
+        image_size_px = None if settings.schedule.image_sizes else settings.preprocess.height_width
+        model = build_model(dataset.brands, settings.model, image_size_px=image_size_px)
+        if loads_weights:
+            weights.load(model, settings.weights.path, settings.model.variant)
+            if settings.model.prior_bias:
+                model.get_layer("logits").bias.assign(log_priors(dataset.splits["train"].brand_counts))
+        check_xla(model, strategy, settings.hardware.xla)
+        freeze(model, "none")  # so that the optimizer gets state for every stage that any phase trains
+        optimizer = build_optimizer(settings.optimizer, model.trainable_variables)
+        loss_scale = LossScale(settings.hardware.precision)
+        average = WeightAverage(settings.optimizer.ema_decay, model.trainable_variables)
+    state = (strategy, model, optimizer, loss_scale, average)
+    return Trainer(data, run_dir, dataset, settings, *state, checkpoint_every_s)
+
+
+def resume(trainer: Trainer, state: checkpoint.State) -> None:
+    """Puts `trainer` where the run that saved `state` was.
+
+    Raises:
+      CheckpointError: That run has other data, settings or variables.
+    """
+    theirs, ours = _flat(state.meta), _flat(trainer.meta)
+    for name, value in ours.items():
+        if name not in _MAY_CHANGE and theirs.get(name) != value:
+            raise CheckpointError(
+                f"{trainer.run}: the run was started with {name}={theirs.get(name)!r}, now it is {value!r}. "
+                "Resume with the same data and config, or give another --run."
+            )
+    checkpoint.restore(trainer.model.variables, state.model, "The model's variables")
+    checkpoint.restore(trainer.optimizer.variables, state.optimizer, "The optimizer's variables")
+    trainer.loss_scale.scale.assign(state.extra["loss_scale"])
+    trainer.loss_scale.finite_steps.assign(state.extra["finite_steps"])
+    trainer.average.restore(state.average, int(state.extra.get("average_updates", 0)))
+    trainer.step, trainer.validation = state.meta["step"], tuple(state.meta["validation"])
+    log.info("%s: going on at step %d", trainer.run, trainer.step)
+
+
+def _flat(meta: dict[str, Any]) -> dict[str, Any]:
+    """The values of `meta`, those of its config by their gin names."""
+    config_values = {f"{group}.{name}": v for group, values in meta["config"].items() for name, v in values.items()}
+    return {name: value for name, value in meta.items() if name != "config"} | config_values
+
+
+def state_of(trainer: Trainer) -> checkpoint.State:
+    """All that `resume` needs."""
+    return checkpoint.State(
+        model=checkpoint.arrays_of(trainer.model.variables),
+        optimizer=checkpoint.arrays_of(trainer.optimizer.variables),
+        extra={
+            "loss_scale": trainer.loss_scale.scale.numpy(),
+            "finite_steps": trainer.loss_scale.finite_steps.numpy(),
+            "average_updates": trainer.average.updates.numpy(),
+        },
+        meta={**trainer.meta, "step": trainer.step, "validation": list(trainer.validation)},
+        average=trainer.average.arrays(),
+    )
+
+
+def build_step(trainer: Trainer, phase: Phase) -> tuple[keras.Model, Callable[[Any, tf.Tensor], StepResult]]:
+    """The phase's network, from images or stored features to logits, and the compiled step that trains it."""
+    freeze(trainer.model, phase.freeze_until)
+    with trainer.strategy.scope():
+        inputs = boundary(trainer.model, phase.freeze_until) if phase.is_cached else None
+        network = logits_model(trainer.model, inputs)
+    train_step = make_step(
+        network,
+        trainer.optimizer,
+        trainer.loss_scale,
+        trainer.strategy,
+        spec=trainer.settings.optimizer,
+        seed=trainer.settings.schedule.seed,
+        xla=trainer.settings.hardware.xla,
+        accumulate=trainer.settings.schedule.accumulate,
+        objective=make_objective(trainer.settings.loss, trainer.manifest.splits["train"].brand_counts),
+        average=trainer.average,
+    )
+    return network, train_step
