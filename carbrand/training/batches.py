@@ -13,14 +13,13 @@ from carbrand.data import manifest, pipeline
 from carbrand.data.preprocess import Preprocess
 from carbrand.training import features
 from carbrand.training.model import boundary
-from carbrand.training.settings import Phase, image_sizes
+from carbrand.training.settings import Phase, image_sizes, inputs_at
 from carbrand.training.trainer import Trainer
 
 
-def training_batches(
-    trainer: Trainer, phase: Phase, make_batches: Callable[..., tf.data.Dataset], steps_per_epoch: float
-) -> Iterator[Any]:
+def training_batches(trainer: Trainer, phase: Phase, make_batches: Callable[..., tf.data.Dataset]) -> Iterator[Any]:
     """The distributed training batches of a phase, from the trainer's step on."""
+    steps_per_epoch = trainer.manifest.splits["train"].num_examples / trainer.batch_size
     for stop, preprocess in image_sizes(phase, trainer.settings, steps_per_epoch):
         if trainer.step < stop:
             place = {"start_step": trainer.step, "num_steps": stop}
@@ -71,6 +70,27 @@ def image_batches(
         **place,
     )
     return dataset.map(lambda batch: tuple(batch[name] for name in ("image", "label", *fields)))
+
+
+def photos_at(trainer: Trainer, step: int) -> list[dict[str, str]]:
+    """Which photos the batch of a step holds, in its order: file, brand and content hash of each."""
+    inputs = inputs_at(step, trainer.manifest.splits["train"].num_examples, trainer.settings)
+    fields = {"file": "image/filename", "brand": "image/class/text", "sha256": "image/key/sha256"}
+    batches = pipeline.make_dataset(
+        trainer.data,
+        "train",
+        batch_size=inputs.batch_size,
+        preprocess=inputs.preprocess,
+        augment=inputs.augment,
+        stream=inputs.stream,
+        seed=inputs.seed,
+        start_step=step,
+        num_steps=step + 1,
+        fields=list(fields.values()),
+    )
+    (batch,) = batches.as_numpy_iterator()
+    columns = {name: [value.decode() for value in batch[field]] for name, field in fields.items()}
+    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
 
 def frozen_layers(trainer: Trainer, phase: Phase) -> keras.Model:

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import pathlib
+from collections import Counter
 from typing import Any
 
 from carbrand.data import manifest, pipeline
@@ -10,6 +11,7 @@ from carbrand.training import memory
 from carbrand.training.machine import Machine
 from carbrand.training.settings import Phase, Settings, plan
 
+TIGHT = 0.8  # share of the memory that is there beyond which it may not be enough: needs are known only about
 _BUFFERED_BATCHES = 8  # that tf.data holds ready; a guess
 _STATES_ON_DISK = 3  # two checkpoints are kept while the third is written
 
@@ -80,12 +82,19 @@ def facts(case: Case) -> dict[str, Any]:
         "replicas": case.replicas,
         "batch_per_replica": case.batch_size / case.replicas,
         "steps_per_epoch": case.steps_per_epoch,
-        "steps": {phase.name: phase.stop - phase.start for phase in case.phases},
+        "steps": dict(_steps(case)),
         "device": "GPU" if case.machine.gpu_bytes else "CPU",
         "replica_bytes": round(replica_bytes(case)),
         "input_bytes": batches_bytes(case) + case.settings.stream.shuffle_mib * 2**20,
         "disk_bytes": disk_bytes(case),
     }
+
+
+def _steps(case: Case) -> Counter[str]:
+    steps: Counter[str] = Counter()
+    for phase in case.phases:
+        steps[phase.name] += phase.stop - phase.start
+    return steps
 
 
 def replica_bytes(case: Case, batch: float | None = None) -> float:
@@ -107,6 +116,13 @@ def replica_bytes(case: Case, batch: float | None = None) -> float:
         ),
         default=0.0,
     )
+
+
+def fitting_batch(case: Case, available: float) -> int:
+    """A batch over all replicas that fits well into so many bytes for each of them, a power of two each; 0 if none."""
+    fixed = replica_bytes(case, 0)
+    each = (TIGHT * available - fixed) / (replica_bytes(case, 1) - fixed)
+    return 2 ** (int(each).bit_length() - 1) * case.replicas if each >= 1 else 0
 
 
 def batches_bytes(case: Case) -> int:

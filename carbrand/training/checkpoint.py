@@ -6,25 +6,53 @@ An uncompressed .npz: arrays by variable path, plus the JSON of `meta`. Its zip 
 import dataclasses
 import json
 import logging
+import math
 import os
 import pathlib
 import zipfile
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import keras
 import numpy as np
 
-from carbrand import files
+from carbrand import checks, files
 from carbrand.data.preprocess import Preprocess
 from carbrand.errors import CheckpointError
 from carbrand.training import hardware
 from carbrand.training.model import ModelSpec, build_model
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 FOLDER = "checkpoints"
+WHICH = ("latest", "best")
 _META = "meta.json"
 
 log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Keeping:
+    """When a run saves its state, and which checkpoints stay: the last ones, and those of the lowest validation losses.
+
+    Attributes:
+      every_s: Seconds between two checkpoints.
+      last: How many of the newest.
+      best: How many of those after the validations with the lowest losses.
+    """
+
+    every_s: float = 60.0
+    last: int = 2
+    best: int = 0
+
+    def __post_init__(self) -> None:
+        checks.number("train.run.checkpoint_every_s", self.every_s, at_least=0)
+        checks.number("train.run.keep_last", self.last, at_least=1, whole=True)
+        checks.number("train.run.keep_best", self.best, at_least=0, whole=True)
+
+    def best_steps(self, validations: Iterable[Sequence[float]]) -> list[int]:
+        """The steps whose checkpoints stay for the loss; `validations` are rows (step, accuracy, loss)."""
+        finite = [row for row in validations if math.isfinite(row[2])]
+        return [int(step) for step, _, _ in sorted(finite, key=lambda row: row[2])[: self.best]]
 
 
 class DamagedCheckpointError(CheckpointError):
@@ -39,7 +67,7 @@ class State:
       model: Every variable of the model, by path.
       optimizer: Every variable of the optimizer, by path.
       extra: Loss scaling, and the number of updates of the average.
-      meta: JSON values: step, last validation, brands, dataset fingerprint, config, …; see `trainer.Trainer.meta`.
+      meta: JSON values: step, validations, totals, brands, dataset fingerprint, config, …; see `trainer.Trainer.meta`.
       average: The average of the weights, by path, where the run keeps one; see `averaging`.
     """
 
@@ -92,11 +120,27 @@ def load(path: str | os.PathLike[str]) -> State:
     return State(**groups, meta=meta)
 
 
-def save_latest(run: pathlib.Path, state: State, keep: int = 2) -> None:
-    """Saves `state` as the run's newest checkpoint and removes all but the last `keep`."""
-    save(run / FOLDER / f"step-{state.meta['step']:09d}.npz", state)
-    for path in _checkpoints(run)[:-keep]:
-        path.unlink()
+def save_latest(run: pathlib.Path, state: State, keeping: Keeping = Keeping()) -> None:
+    """Saves `state` as the run's newest checkpoint and removes those that need not be kept."""
+    save(_path(run, state.meta["step"]), state)
+    best = {_path(run, step) for step in keeping.best_steps(state.meta["validations"])}
+    for path in _checkpoints(run)[: -keeping.last]:
+        if path not in best:
+            path.unlink()
+
+
+def go_back_to(run: pathlib.Path, state: State) -> None:
+    """Makes `state` the run's newest checkpoint: removes those of later steps."""
+    path = _path(run, state.meta["step"])
+    save(path, state)
+    for later in _checkpoints(run):
+        if later > path:
+            later.unlink()
+
+
+def load_oldest(run: pathlib.Path) -> State:
+    """The oldest of the run's checkpoints that is whole; CheckpointError if there is none."""
+    return _first_whole(run, _checkpoints(run))
 
 
 def load_latest(run: pathlib.Path) -> State | None:
@@ -106,35 +150,51 @@ def load_latest(run: pathlib.Path) -> State | None:
       CheckpointError: All checkpoints are damaged, or the newest is of another format version.
     """
     paths = _checkpoints(run)
-    for path in reversed(paths):
+    return _first_whole(run, paths[::-1]) if paths else None
+
+
+def _first_whole(run: pathlib.Path, paths: Sequence[pathlib.Path]) -> State:
+    for path in paths:
         try:
             return load(path)
         except DamagedCheckpointError as error:
             log.warning("%s Falling back to the checkpoint before it.", error)
-    if paths:
-        raise CheckpointError(f"{run}: all checkpoints are damaged. Train anew in another folder.")
-    return None
+    raise CheckpointError(f"{run}: all checkpoints are damaged. Train anew in another folder.")
 
 
-def load_run(run: str | os.PathLike[str]) -> State:
-    """The newest state of a run, as evaluation and export use it.
+def load_run(run: str | os.PathLike[str], which: str = "latest") -> State:
+    """A state of a run, as evaluation and export use it.
 
-    Not the one with the best validation accuracy: on the tens of photos of many a validation split, that is a lucky
-    epoch from before the learning rate has come down. With 86 of them it cost 5 points of test accuracy.
+    By default the newest, not the one with the lowest validation loss: on the tens of photos of many a validation
+    split, that is a lucky epoch from before the learning rate has come down. With 86 of them it cost 5 points of test
+    accuracy.
+
+    Args:
+      run: Its folder.
+      which: "latest", or "best": of the checkpoints that are there, that of the lowest validation loss.
 
     Raises:
-      CheckpointError: The folder is no run, or the run has no checkpoint yet.
+      CheckpointError: The folder is no run, or the run has no such checkpoint.
     """
-    state = load_latest(pathlib.Path(run))
+    checks.choice("--checkpoint", which, WHICH)
+    run = pathlib.Path(run)
+    state = load_latest(run)
     if state is None:
-        what = "not a run with a checkpoint" if pathlib.Path(run).is_dir() else "no such folder"
+        what = "not a run with a checkpoint" if run.is_dir() else "no such folder"
         raise CheckpointError(f"{run}: {what}. Make it with `carbrand train --data RECORDS --run {run}`.")
+    if which == "best":
+        kept = [row for row in state.meta["validations"] if _path(run, row[0]).exists()]
+        if not kept:
+            raise CheckpointError(f"{run}: no validated checkpoint was kept. Train with train.run.keep_best = 1.")
+        state = load(_path(run, min(kept, key=lambda row: row[2])[0]))
+    if not state.meta["step"]:
+        raise CheckpointError(f"{run}: has not trained a step yet. Go on with `carbrand train`, and the same options.")
     return state
 
 
-def load_model(run: str | os.PathLike[str]) -> tuple[keras.Model, dict[str, Any]]:
+def load_model(run: str | os.PathLike[str], which: str = "latest") -> tuple[keras.Model, dict[str, Any]]:
     """The model of `load_run`, images -> probabilities, in float32 whatever it was trained in; and its `meta`."""
-    state = load_run(run)
+    state = load_run(run, which)
     with hardware.layers_in("float32"):
         model = build_model(
             state.meta["brands"],
@@ -166,6 +226,10 @@ def restore(variables: list[Any], arrays: dict[str, np.ndarray], what: str) -> N
 def arrays_of(variables: list[Any]) -> dict[str, np.ndarray]:
     """Keras variables -> their values by path."""
     return {variable.path: np.asarray(variable.value.numpy()) for variable in variables}
+
+
+def _path(run: pathlib.Path, step: int) -> pathlib.Path:
+    return run / FOLDER / f"step-{step:09d}.npz"
 
 
 def _checkpoints(run: pathlib.Path) -> list[pathlib.Path]:

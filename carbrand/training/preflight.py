@@ -16,9 +16,7 @@ from carbrand.training.cases import Case
 from carbrand.training.findings import Finding
 from carbrand.training.weights import IMAGENET_FILE
 
-# The memory is known only about: beyond the first share of what is there it may not be enough, beyond the second it
-# cannot be.
-_TIGHT, _TOO_MUCH = 0.8, 1.2
+_TOO_MUCH = 1.2  # times the memory that is there; what is needed is known only about
 
 
 def check(case: Case, unsound: Collection[str] = ()) -> list[Finding]:
@@ -193,13 +191,11 @@ def _check_memory(case: Case) -> Iterator[Finding]:
 
 
 def _compare(case: Case, device: str, needed: float, available: int | None) -> Iterator[Finding]:
-    if available is None or needed <= _TIGHT * available:
+    if available is None or needed <= cases.TIGHT * available:
         return
     make = findings.error if needed > _TOO_MUCH * available else findings.warning
-    fixed = cases.replica_bytes(case, 0)
-    per_photo = cases.replica_bytes(case, 1) - fixed
-    fitting = (_TIGHT * available / (1 if device.startswith("GPU") else case.replicas) - fixed) / per_photo
-    fits = f"train.run.batch_size = {_power_of_two(fitting) * case.replicas}, " if fitting >= 1 else ""
+    fitting = cases.fitting_batch(case, available if device.startswith("GPU") else available / case.replicas)
+    fits = f"train.run.batch_size = {fitting}, " if fitting else ""
     yield make(
         device,
         f"{device}: training with train.run.batch_size={case.batch_size} takes about {needed / 1e9:.1f} GB, "

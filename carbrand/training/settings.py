@@ -11,7 +11,7 @@ from carbrand.data.preprocess import Preprocess
 from carbrand.errors import ConfigError
 from carbrand.training.hardware import Hardware
 from carbrand.training.losses import Loss
-from carbrand.training.model import ModelSpec
+from carbrand.training.model import STAGES, ModelSpec
 from carbrand.training.optimizer import OptimizerSpec, peak_rates
 from carbrand.training.weights import Weights
 
@@ -30,6 +30,8 @@ class Schedule:
     image_sizes: tuple[tuple[float, int], ...] = ()
     accumulate: int = 1
     head_solver: str = "sgd"
+    unfreeze: tuple[tuple[str, float], ...] = ()
+    patience: int = 0
 
     def __post_init__(self) -> None:
         checks.number("train.run.epochs", self.epochs, at_least=0)
@@ -39,9 +41,11 @@ class Schedule:
         checks.number("train.run.seed", self.seed, at_least=0, below=2**32, whole=True)
         checks.choice("train.run.head_solver", self.head_solver, HEAD_SOLVERS)
         checks.boolean("train.run.deterministic", self.deterministic)
+        checks.number("train.run.patience", self.patience, at_least=0, whole=True)
         if self.epochs + self.head_epochs == 0:
             raise ConfigError("train.run.epochs=0 and train.run.head_epochs=0: nothing to train. Raise one of them.")
         _check_image_sizes(self.image_sizes)
+        _check_unfreeze(self.unfreeze, self.epochs)
 
 
 def _check_image_sizes(sizes: Any) -> None:
@@ -49,15 +53,32 @@ def _check_image_sizes(sizes: Any) -> None:
         f"train.run.image_sizes={sizes!r}: give (epoch, side in pixels) pairs, the epochs ascending from 0, "
         "for example ((0, 128), (6, 192))."
     )
-    if not isinstance(sizes, tuple | list) or not all(
-        isinstance(pair, tuple | list) and len(pair) == 2 for pair in sizes
-    ):
+    if not _are_pairs(sizes):
         raise wrong
     epochs = [epoch for epoch, _ in sizes]
     if epochs and (epochs[0] != 0 or epochs != sorted(set(epochs))):
         raise wrong
     for _, size_px in sizes:
         Preprocess(image_size_px=size_px)
+
+
+def _check_unfreeze(parts: Any, epochs: float) -> None:
+    wrong = ConfigError(
+        f"train.run.unfreeze={parts!r}: give (stage, epoch) pairs, each stage below the one before and the epochs "
+        f"ascending between 0 and train.run.epochs={epochs!r}, for example (('conv4', 2), ('conv3', 5))."
+    )
+    if not _are_pairs(parts):
+        raise wrong
+    for stage, epoch in parts:
+        checks.choice("train.run.unfreeze", stage, STAGES[1:])
+        checks.number("train.run.unfreeze", epoch, above=0)
+    depths, ends = [STAGES.index(stage) for stage, _ in parts], [epoch for _, epoch in parts]
+    if depths != sorted(set(depths), reverse=True) or ends != sorted(set(ends)) or not all(e < epochs for e in ends):
+        raise wrong
+
+
+def _are_pairs(values: Any) -> bool:
+    return isinstance(values, tuple | list) and all(isinstance(x, tuple | list) and len(x) == 2 for x in values)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,6 +109,11 @@ class Settings:
             )
         if self.schedule.head_solver == "lbfgs":
             self._check_solver()
+        if any(STAGES.index(stage) <= STAGES.index(self.model.freeze_until) for stage, _ in self.schedule.unfreeze):
+            raise ConfigError(
+                f"train.run.unfreeze={self.schedule.unfreeze!r}: model.freeze_until={self.model.freeze_until!r} is "
+                "what stays frozen to the end. Name stages above it only."
+            )
 
     @property
     def _has_plain_loss(self) -> bool:
@@ -137,6 +163,8 @@ class Phase:
       freeze_until: As in `ModelSpec`.
       start: First step, over the whole run.
       stop: Step at which the phase has ended.
+      epochs_start: Step from which its epochs count and its learning rate begins: parts of "main" share one.
+      rate_stop: Step at which its learning rate has fallen to 0.
       peak_rate: Learning rate after the warm-up.
       warmup_steps: Length of the linear warm-up.
       is_cached: The frozen layers' outputs are computed once and reused, as nothing before them varies.
@@ -146,6 +174,8 @@ class Phase:
     freeze_until: str
     start: int
     stop: int
+    epochs_start: int
+    rate_stop: int
     peak_rate: float
     warmup_steps: float
     is_cached: bool
@@ -159,18 +189,18 @@ def plan(num_examples: int, settings: Settings) -> list[Phase]:
     head_rate, main_rate = peak_rates(optimizer, schedule.batch_size)
     stop = head_stop + math.ceil(schedule.epochs * steps_per_epoch)
     warmup_steps = optimizer.warmup_epochs * steps_per_epoch
-    freeze_until = settings.model.freeze_until
-    is_cached = freeze_until != "none" and not settings.augment.enabled
-    return [
-        Phase("head", "conv5", 0, head_stop, head_rate, 0.0, is_cached=True),
-        Phase("main", freeze_until, head_stop, stop, main_rate, warmup_steps, is_cached=is_cached),
-    ]
+    phases = [Phase("head", "conv5", 0, head_stop, 0, head_stop, head_rate, 0.0, is_cached=True)]
+    for frozen, end in [*schedule.unfreeze, (settings.model.freeze_until, schedule.epochs)]:
+        part = (phases[-1].stop, head_stop + math.ceil(end * steps_per_epoch))
+        is_cached = frozen != "none" and not settings.augment.enabled
+        phases.append(Phase("main", frozen, *part, head_stop, stop, main_rate, warmup_steps, is_cached))
+    return phases
 
 
 def image_sizes(phase: Phase, settings: Settings, steps_per_epoch: float) -> list[tuple[int, Preprocess]]:
     """How large the training images of a phase are: (step before which it ends, preprocess) of each part, in order."""
     sizes = settings.schedule.image_sizes if phase.name == "main" and not phase.is_cached else ()
-    starts = [min(phase.start + math.ceil(epoch * steps_per_epoch), phase.stop) for epoch, _ in sizes]
+    starts = [min(phase.epochs_start + math.ceil(epoch * steps_per_epoch), phase.stop) for epoch, _ in sizes]
     parts = [dataclasses.replace(settings.preprocess, image_size_px=size_px) for _, size_px in sizes]
     return list(zip([*starts[1:], phase.stop], parts or [settings.preprocess], strict=True))
 
@@ -211,5 +241,6 @@ def inputs_at(step: int | None, num_examples: int, settings: Settings) -> Inputs
 
 def validation_steps(phase: Phase, steps_per_epoch: float) -> set[int]:
     """The steps after which to validate: at the end of each epoch of the phase, and of the phase."""
-    epochs = range(1, math.floor((phase.stop - phase.start) / steps_per_epoch) + 1)
-    return {phase.start + math.ceil(epoch * steps_per_epoch) for epoch in epochs} | {phase.stop}
+    epochs = range(1, math.floor((phase.stop - phase.epochs_start) / steps_per_epoch) + 1)
+    ends = {phase.epochs_start + math.ceil(epoch * steps_per_epoch) for epoch in epochs}
+    return {step for step in ends if step > phase.start} | {phase.stop}

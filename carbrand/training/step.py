@@ -32,11 +32,13 @@ class StepResult:
       loss: Mean loss per photo, weighted if the brands have weights, float32.
       correct: Photos whose brand had the highest logit, float32.
       gradient_norm: Global norm of the summed gradient before clipping, float32; not finite if the step was skipped.
+      loss_scale: That the step was computed with, float32.
     """
 
     loss: tf.Tensor
     correct: tf.Tensor
     gradient_norm: tf.Tensor
+    loss_scale: tf.Tensor
 
 
 class LossScale:
@@ -163,16 +165,15 @@ def make_step(
 
     @tf.function
     def step_fn(batch: Any, step: tf.Tensor) -> tuple[tf.Tensor, ...]:
-        loss, correct, norms, gradients = strategy.run(
-            replica_step, args=(batch, step, tf.convert_to_tensor(loss_scale.scale))
-        )
+        scale = tf.convert_to_tensor(loss_scale.scale)
+        loss, correct, norms, gradients = strategy.run(replica_step, args=(batch, step, scale))
         norm = strategy.experimental_local_results(norms)[0]
         is_finite = tf.math.is_finite(norm)
         # The choice is made outside of the replicas: inside, some could apply while others skip.
         tf.cond(is_finite, lambda: apply_on_all(gradients), tf.no_op)
         loss_scale.update(is_finite)
         total = tf.distribute.ReduceOp.SUM
-        return strategy.reduce(total, loss, axis=None), strategy.reduce(total, correct, axis=None), norm
+        return strategy.reduce(total, loss, axis=None), strategy.reduce(total, correct, axis=None), norm, scale
 
     return lambda batch, step: StepResult(*step_fn(batch, step))
 

@@ -6,26 +6,27 @@ import logging
 import os
 import pathlib
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import gin
-import numpy as np
 import tensorflow as tf
 
-from carbrand import config, files
+from carbrand import checks, config, files
 from carbrand.data import manifest, pipeline, verify
 from carbrand.data.augment import Augment
 from carbrand.data.pipeline import Stream
 from carbrand.data.preprocess import Preprocess
-from carbrand.errors import ConfigError, DataError, GateError
-from carbrand.training import batches, checkpoint, features, probe, signals
+from carbrand.errors import ConfigError, DataError
+from carbrand.training import batches, checkpoint, guards, probe, signals
 from carbrand.training.hardware import Hardware
-from carbrand.training.losses import Loss, cross_entropy, make_objective
+from carbrand.training.losses import Loss, make_objective
 from carbrand.training.model import ModelSpec, boundary, logits_model
 from carbrand.training.optimizer import OptimizerSpec, learning_rate
-from carbrand.training.progress import Progress
+from carbrand.training.progress import Profile, Progress
 from carbrand.training.settings import Phase, Schedule, Settings, plan, validation_steps
-from carbrand.training.trainer import Trainer, build_step, build_trainer, resume, set_up_devices, state_of
+from carbrand.training.trainer import Trainer, build_step, build_trainer, resume, save, set_up_devices
+from carbrand.training.validation import Validator
 from carbrand.training.weights import Weights
 
 RUN_FILE = "run.json"
@@ -58,6 +59,11 @@ def run(
     seed: int = 0,
     deterministic: bool = True,
     checkpoint_every_s: float = 60.0,
+    keep_last: int = 2,
+    keep_best: int = 0,
+    patience: int = 0,
+    profile_steps: tuple[int, int] | None = None,
+    unfreeze: tuple[tuple[str, float], ...] = (),
     image_sizes: tuple[tuple[float, int], ...] = (),
     model: ModelSpec | None = None,
     weights: Weights | None = None,
@@ -72,7 +78,8 @@ def run(
 
     Args:
       data: A records folder.
-      run_dir: Gets checkpoints, `config.gin`, `metrics.jsonl`, TensorBoard files and, at the end, `run.json`.
+      run_dir: Gets checkpoints, `config.gin`, `metrics.jsonl`, `metrics.csv`, TensorBoard files,
+        `validation_errors.png` and, at the end, `run.json`.
       epochs: Passes over the training photos with all stages but `model.freeze_until` trained; may be a fraction.
       head_epochs: Passes before that with the whole backbone frozen, on features that are computed once.
       head_solver: How that is done: "sgd", by the optimizer; or "lbfgs": one step to the best linear head, whose
@@ -86,6 +93,14 @@ def run(
       deterministic: Use only operations that repeat bit by bit: an interrupted run ends with the weights of an
         uninterrupted one. Costs some speed on GPUs.
       checkpoint_every_s: Seconds between two checkpoints.
+      keep_last: How many of the newest checkpoints stay.
+      keep_best: How many more of them stay, after the validations with the lowest losses; `carbrand evaluate` and
+        `export` take the best one with `--checkpoint best`.
+      patience: End the run after so many validations of its last phase whose loss is not below the best one; 0: never.
+      profile_steps: Write TensorFlow's profile from the first of these steps to the second one, for TensorBoard.
+      unfreeze: Stages that stay frozen longer than `model.freeze_until` says: (("conv4", 2), ("conv3", 5)) trains
+        conv5 and the head, from epoch 2 on conv4 too, and from epoch 5 on all that is ever trained. The optimizer's
+        state and the schedule of the learning rate go on; `optimizer.stage_decay` slows the lower stages.
       image_sizes: The side of training images (pixels) from so many of `epochs` on, for example ((0, 128), (6, 192)):
         small images first save time. By default all have `preprocess.image_size_px`, as validation always has.
       model: Variant, frozen stages and head. This and the following: by default from their own gin bindings.
@@ -102,7 +117,8 @@ def run(
       DataError: `data` is no complete records folder, or has an empty split.
       WeightsError: The pretrained weights are missing or do not fit.
       CheckpointError: `run_dir` holds a run with other data or settings.
-      GateError: The gradient is not finite.
+      GateError: The gradient is not finite a second time: after the first, the run went back to its oldest checkpoint
+        and on with a tenth of the rates.
       SystemExit: SIGTERM (143) or SIGINT (130) came; the state is saved.
     """
     settings = Settings(
@@ -114,18 +130,39 @@ def run(
         loss=loss or Loss(),
         optimizer=optimizer or OptimizerSpec(),
         hardware=hardware or Hardware(),
-        schedule=Schedule(epochs, head_epochs, batch_size, seed, deterministic, image_sizes, accumulate, head_solver),
+        schedule=Schedule(
+            epochs,
+            head_epochs,
+            batch_size,
+            seed,
+            deterministic,
+            image_sizes=image_sizes,
+            accumulate=accumulate,
+            head_solver=head_solver,
+            unfreeze=unfreeze,
+            patience=patience,
+        ),
     )
-    schedule = settings.schedule
-    trainer = _set_up(pathlib.Path(data), pathlib.Path(run_dir), settings, checkpoint_every_s)
-    with files.locked(trainer.run / _LOCK, f"{run_dir}: another training writes here."), pipeline.data_errors():
+    keeping = checkpoint.Keeping(checkpoint_every_s, keep_last, keep_best)
+    _check_profile(profile_steps)
+    data, run_dir = pathlib.Path(data), pathlib.Path(run_dir)
+    dataset = _check_data(data)
+    if run_dir.exists() and not run_dir.is_dir():
+        raise ConfigError(f"--run={run_dir}: is a file. Name a folder.")
+    strategy = set_up_devices(settings)
+    run_dir.mkdir(parents=True, exist_ok=True)
+    with files.locked(run_dir / _LOCK, f"{run_dir}: another training writes here."), pipeline.data_errors():
+        trainer = _set_up(data, run_dir, dataset, settings, strategy, keeping)
         files.write_text(trainer.run / CONFIG_FILE, config.as_gin(settings.groups()))
-        for phase in plan(trainer.manifest.splits["train"].num_examples, settings):
-            if trainer.step < phase.stop:
-                solves = phase.name == "head" and schedule.head_solver == "lbfgs"
-                (_solve_phase if solves else _train_phase)(trainer, phase)
-    result = RunResult(trainer.step, *trainer.validation)
-    description = {"format_version": FORMAT_VERSION, **dataclasses.asdict(result), **trainer.meta}
+        while not _is_finished(trainer):
+            try:
+                _train(trainer, profile_steps)
+            except guards.NotFiniteError as error:
+                guards.roll_back(trainer, error)
+    _, accuracy, loss_value = trainer.validations[-1]
+    result = RunResult(trainer.step, accuracy, loss_value)
+    totals = {"totals": dataclasses.asdict(trainer.totals), "rate_factor": trainer.rate_factor}
+    description = {"format_version": FORMAT_VERSION, **dataclasses.asdict(result), **totals, **trainer.meta}
     files.write_json(trainer.run / RUN_FILE, description)
     return result
 
@@ -147,17 +184,30 @@ def bound_settings() -> Settings:
     )
 
 
-def _set_up(data: pathlib.Path, run_dir: pathlib.Path, settings: Settings, checkpoint_every_s: float) -> Trainer:
-    dataset = _check_data(data)
-    if run_dir.exists() and not run_dir.is_dir():
-        raise ConfigError(f"--run={run_dir}: is a file. Name a folder.")
-    strategy = set_up_devices(settings)
-    run_dir.mkdir(parents=True, exist_ok=True)
+def _set_up(
+    data: pathlib.Path,
+    run_dir: pathlib.Path,
+    dataset: manifest.Manifest,
+    settings: Settings,
+    strategy: tf.distribute.Strategy,
+    keeping: checkpoint.Keeping,
+) -> Trainer:
     state = checkpoint.load_latest(run_dir)
-    trainer = build_trainer(data, run_dir, dataset, settings, strategy, checkpoint_every_s, loads_weights=state is None)
-    if state is not None:
+    trainer = build_trainer(data, run_dir, dataset, settings, strategy, keeping, loads_weights=state is None)
+    if state is None:
+        save(trainer)  # where a run whose gradient explodes can go back to
+    else:
         resume(trainer, state)
     return trainer
+
+
+def _check_profile(steps: tuple[int, int] | None) -> None:
+    if steps is None:
+        return
+    if not isinstance(steps, tuple | list) or len(steps) != 2:
+        raise ConfigError(f"train.run.profile_steps={steps!r}: give two steps, for example (100, 105).")
+    checks.number("train.run.profile_steps", steps[0], at_least=0, whole=True)
+    checks.number("train.run.profile_steps", steps[1], above=steps[0], whole=True)
 
 
 def _check_data(data: pathlib.Path) -> manifest.Manifest:
@@ -169,42 +219,97 @@ def _check_data(data: pathlib.Path) -> manifest.Manifest:
     return dataset
 
 
-def _train_phase(trainer: Trainer, phase: Phase) -> None:
+def _phases(trainer: Trainer) -> list[Phase]:
+    return plan(trainer.manifest.splits["train"].num_examples, trainer.settings)
+
+
+def _is_finished(trainer: Trainer) -> bool:
+    last, patience = _phases(trainer)[-1], trainer.settings.schedule.patience
+    return trainer.step >= last.stop or guards.has_stalled(trainer.validations, patience, last.start)
+
+
+def _train(trainer: Trainer, profile_steps: tuple[int, int] | None) -> None:
+    """Goes through what is left of the phases."""
+    for phase in _phases(trainer):
+        if trainer.step < phase.stop:
+            if phase.name == "head" and trainer.settings.schedule.head_solver == "lbfgs":
+                _solve_phase(trainer, phase)
+            else:
+                _train_phase(trainer, phase, profile_steps)
+
+
+def _train_phase(trainer: Trainer, phase: Phase, profile_steps: tuple[int, int] | None) -> None:
     network, train_step = build_step(trainer, phase)
     make_batches = batches.source(trainer, phase)
-    forward = features.make_forward(network, trainer.strategy)
-    steps_per_epoch = trainer.manifest.splits["train"].num_examples / trainer.batch_size
-    validates_at = validation_steps(phase, steps_per_epoch)
+    validator = Validator(trainer, phase, network, make_batches)
+    validates_at = validation_steps(phase, _steps_per_epoch(trainer))
+    watch = guards.GradientWatch(trainer, phase)
     saved_at = time.monotonic()
-    validation = make_batches("validation", is_training=False)
     with (
-        Progress(trainer.run, start_step=trainer.step, num_steps=phase.stop, batch_size=trainer.batch_size) as progress,
+        _progress(trainer, phase) as progress,
+        Profile(trainer.run, profile_steps) as profile,
         signals.noted(trainer.note_signal),
     ):
-        training = batches.training_batches(trainer, phase, make_batches, steps_per_epoch)
-        while trainer.step < phase.stop:
-            rate = learning_rate(
-                phase.peak_rate, trainer.step - phase.start, phase.stop - phase.start, phase.warmup_steps
-            )
+        for batch, input_wait_s in _timed(batches.training_batches(trainer, phase, make_batches)):
+            rate = _learning_rate(trainer, phase)
             trainer.optimizer.learning_rate.assign(rate)
-            asked_at = time.monotonic()
-            batch = next(training)
-            input_wait_s = time.monotonic() - asked_at
-            progress.add(train_step(batch, tf.constant(trainer.step, tf.int64)), input_wait_s)
+            profile.before(trainer.step)
+            with guards.memory(trainer, phase):
+                result = train_step(batch, tf.constant(trainer.step, tf.int64))
+            progress.add(result, input_wait_s)
+            watch.add(trainer.step, rate, result)
             trainer.step += 1
-            is_last = trainer.step == phase.stop
-            if trainer.step in validates_at or is_last or progress.is_due:
-                row = progress.log_steps(trainer.step, phase=phase.name, learning_rate=rate)
-                _check_finite(trainer, row)
-            if trainer.step in validates_at:
-                _validate(trainer, forward, validation, progress, phase)
+            is_validated = trainer.step in validates_at
+            if is_validated:
+                watch.check_all()
+            if is_validated or progress.is_due:
+                progress.log_steps(trainer.step, phase=phase.name, learning_rate=rate)
+            if is_validated:
+                validator.validate(progress)
+            is_over = trainer.step == phase.stop or (is_validated and _is_finished(trainer))
+            if is_over:
+                validator.show_errors(progress)
             stop_signal = trainer.stop_signal  # read once: it may come at any moment
-            if is_last or stop_signal is not None or time.monotonic() - saved_at >= trainer.checkpoint_every_s:
-                checkpoint.save_latest(trainer.run, state_of(trainer))
+            is_due = time.monotonic() - saved_at >= trainer.keeping.every_s
+            if is_over or is_due or stop_signal is not None or trainer.is_among_best:
+                save(trainer)
                 saved_at = time.monotonic()
             if stop_signal is not None:
                 log.warning("Stopped by signal %d at step %d; the state is saved.", stop_signal, trainer.step)
                 raise SystemExit(128 + stop_signal)
+            if is_over:
+                return
+
+
+def _timed(values: Iterator[Any]) -> Iterator[tuple[Any, float]]:
+    """Each of `values`, and the seconds that it took to come."""
+    while True:
+        start = time.monotonic()
+        try:
+            value = next(values)
+        except StopIteration:
+            return
+        yield value, time.monotonic() - start
+
+
+def _steps_per_epoch(trainer: Trainer) -> float:
+    return trainer.manifest.splits["train"].num_examples / trainer.batch_size
+
+
+def _learning_rate(trainer: Trainer, phase: Phase) -> float:
+    step, num_steps = trainer.step - phase.epochs_start, phase.rate_stop - phase.epochs_start
+    return trainer.rate_factor * learning_rate(phase.peak_rate, step, num_steps, phase.warmup_steps)
+
+
+def _progress(trainer: Trainer, phase: Phase) -> Progress:
+    return Progress(
+        trainer.run,
+        trainer.totals,
+        start_step=trainer.step,
+        num_steps=phase.stop,
+        batch_size=trainer.batch_size,
+        replicas=trainer.strategy.num_replicas_in_sync,
+    )
 
 
 def _solve_phase(trainer: Trainer, phase: Phase) -> None:
@@ -222,33 +327,9 @@ def _solve_phase(trainer: Trainer, phase: Phase) -> None:
     logits.kernel.assign(head.kernel)
     logits.bias.assign(head.bias)
     trainer.average.restart()
-    trainer.step = phase.stop
-    forward = features.make_forward(network, trainer.strategy)
-    validation = batches.source(trainer, phase)("validation", is_training=False)
-    with Progress(trainer.run, start_step=0, num_steps=phase.stop, batch_size=trainer.batch_size) as progress:
-        _validate(trainer, forward, validation, progress, phase)
-    checkpoint.save_latest(trainer.run, state_of(trainer))
-
-
-def _validate(
-    trainer: Trainer,
-    forward: features.Forward,
-    dataset: tf.data.Dataset,
-    progress: Progress,
-    phase: Phase,
-) -> None:
-    labels = manifest.load_index(trainer.data, "validation")["label"]
-    with trainer.average.in_use():
-        logits = np.concatenate(list(features.outputs(forward, dataset, len(labels), trainer.strategy)))
-    accuracy = float((logits.argmax(-1) == labels).mean())
-    loss = float(tf.reduce_mean(cross_entropy(tf.one_hot(labels, logits.shape[-1]), logits)))
-    progress.log_validation(trainer.step, phase=phase.name, accuracy=accuracy, loss=loss)
-    trainer.validation = (accuracy, loss)
-
-
-def _check_finite(trainer: Trainer, row: dict[str, Any]) -> None:
-    if row["skipped"] and trainer.loss_scale.scale.numpy() <= 1:  # a larger scale only means that it was too large
-        raise GateError(
-            f"{trainer.run}: the gradient is not finite at or before step {row['step']} "
-            f"(learning rate {row['learning_rate']:.3g}); the weights did not change. Lower optimizer.learning_rate."
-        )
+    with _progress(trainer, phase) as progress:
+        trainer.step = phase.stop
+        validator = Validator(trainer, phase, network, batches.source(trainer, phase))
+        validator.validate(progress)
+        validator.show_errors(progress)
+    save(trainer)

@@ -5,7 +5,7 @@ import json
 import logging
 import pathlib
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 import tensorflow as tf
@@ -27,9 +27,31 @@ _MAY_CHANGE = ("carbrand_version", "weights.path", "stream.threads", "stream.max
 log = logging.getLogger(__name__)
 
 
+class Validation(NamedTuple):
+    """What the validation split said after a step: accuracy, and mean cross-entropy."""
+
+    step: int
+    accuracy: float
+    loss: float
+
+
+@dataclasses.dataclass
+class Totals:
+    """Of a run, over all its restarts: time in steps and of it waiting for input, and steps that changed nothing."""
+
+    seconds: float = 0.0
+    input_wait_s: float = 0.0
+    skipped_steps: int = 0
+
+
 @dataclasses.dataclass
 class Trainer:
-    """The state of a run in memory, and what it needs at each step."""
+    """The state of a run in memory, and what it needs at each step.
+
+    Attributes:
+      rate_factor: Multiplies every learning rate; below 1 once a gradient was not finite, see `guards.roll_back`.
+      validations: All so far.
+    """
 
     data: pathlib.Path
     run: pathlib.Path
@@ -40,9 +62,11 @@ class Trainer:
     optimizer: keras.optimizers.Optimizer
     loss_scale: LossScale
     average: WeightAverage
-    checkpoint_every_s: float
+    keeping: checkpoint.Keeping
     step: int = 0
-    validation: tuple[float, float] = (0.0, 0.0)  # the last accuracy and loss
+    rate_factor: float = 1.0
+    validations: list[Validation] = dataclasses.field(default_factory=list)
+    totals: Totals = dataclasses.field(default_factory=Totals)
     stop_signal: int | None = None
 
     def note_signal(self, number: int) -> None:
@@ -53,6 +77,11 @@ class Trainer:
     def batch_size(self) -> int:
         """Photos per step over all replicas."""
         return self.settings.schedule.batch_size
+
+    @property
+    def is_among_best(self) -> bool:
+        """Whether the state after this step was validated, and is to be kept for its loss."""
+        return self.step in self.keeping.best_steps(self.validations)
 
     @property
     def meta(self) -> dict[str, Any]:
@@ -84,7 +113,7 @@ def build_trainer(
     dataset: manifest.Manifest,
     settings: Settings,
     strategy: tf.distribute.Strategy,
-    checkpoint_every_s: float = 60.0,
+    keeping: checkpoint.Keeping | None = None,
     *,
     loads_weights: bool = True,
 ) -> Trainer:
@@ -102,7 +131,7 @@ def build_trainer(
         loss_scale = LossScale(settings.hardware.precision)
         average = WeightAverage(settings.optimizer.ema_decay, model.trainable_variables)
     state = (strategy, model, optimizer, loss_scale, average)
-    return Trainer(data, run_dir, dataset, settings, *state, checkpoint_every_s)
+    return Trainer(data, run_dir, dataset, settings, *state, keeping or checkpoint.Keeping())
 
 
 def resume(trainer: Trainer, state: checkpoint.State) -> None:
@@ -123,7 +152,9 @@ def resume(trainer: Trainer, state: checkpoint.State) -> None:
     trainer.loss_scale.scale.assign(state.extra["loss_scale"])
     trainer.loss_scale.finite_steps.assign(state.extra["finite_steps"])
     trainer.average.restore(state.average, int(state.extra.get("average_updates", 0)))
-    trainer.step, trainer.validation = state.meta["step"], tuple(state.meta["validation"])
+    trainer.step, trainer.rate_factor = state.meta["step"], state.meta["rate_factor"]
+    trainer.validations = [Validation(*row) for row in state.meta["validations"]]
+    trainer.totals = Totals(**state.meta["totals"])
     log.info("%s: going on at step %d", trainer.run, trainer.step)
 
 
@@ -143,9 +174,20 @@ def state_of(trainer: Trainer) -> checkpoint.State:
             "finite_steps": trainer.loss_scale.finite_steps.numpy(),
             "average_updates": trainer.average.updates.numpy(),
         },
-        meta={**trainer.meta, "step": trainer.step, "validation": list(trainer.validation)},
+        meta={
+            **trainer.meta,
+            "step": trainer.step,
+            "rate_factor": trainer.rate_factor,
+            "validations": [list(row) for row in trainer.validations],
+            "totals": dataclasses.asdict(trainer.totals),
+        },
         average=trainer.average.arrays(),
     )
+
+
+def save(trainer: Trainer) -> None:
+    """Writes a checkpoint of the present state, and removes those that are not to be kept."""
+    checkpoint.save_latest(trainer.run, state_of(trainer), trainer.keeping)
 
 
 def build_step(trainer: Trainer, phase: Phase) -> tuple[keras.Model, Callable[[Any, tf.Tensor], StepResult]]:

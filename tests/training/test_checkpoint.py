@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 
-from carbrand.errors import CheckpointError
+from carbrand.errors import CheckpointError, ConfigError
 from carbrand.training import checkpoint
 from carbrand.training.checkpoint import State
 
@@ -14,7 +14,7 @@ def state(step):
         model={"a/kernel": np.full((2, 3), step, np.float32)},
         optimizer={"iterations": np.array(step)},
         extra={"loss_scale": np.float32(2)},
-        meta={"step": step, "brands": ["a", "b"]},
+        meta={"step": step, "brands": ["a", "b"], "validations": []},
     )
 
 
@@ -25,7 +25,7 @@ def test_round_trip(tmp_path):
     assert loaded.model["a/kernel"].dtype == np.float32
     assert loaded.optimizer["iterations"] == 7
     assert loaded.extra["loss_scale"] == 2
-    assert loaded.meta == {"step": 7, "brands": ["a", "b"]}
+    assert loaded.meta == state(7).meta
 
 
 def test_the_last_two_are_kept(tmp_path):
@@ -76,7 +76,7 @@ def test_checkpoint_of_another_version_is_not_passed_over(tmp_path, monkeypatch)
     monkeypatch.setattr(checkpoint, "FORMAT_VERSION", 99)
     checkpoint.save_latest(tmp_path, state(1))
     monkeypatch.undo()
-    with pytest.raises(CheckpointError, match="has checkpoint format 99, this carbrand reads 1"):
+    with pytest.raises(CheckpointError, match="has checkpoint format 99, this carbrand reads 2"):
         checkpoint.load_latest(tmp_path)
 
 
@@ -105,3 +105,9 @@ def test_restore_puts_values_back():
     layer.kernel.assign(np.zeros((3, 2)))
     checkpoint.restore(layer.variables, arrays, "The weights")
     np.testing.assert_array_equal(layer.kernel.numpy(), arrays["a/kernel"])
+
+
+@pytest.mark.parametrize("value", [{"every_s": -1}, {"last": 0}, {"best": 1.5}])
+def test_bad_keeping_raises(value):
+    with pytest.raises(ConfigError, match=r"train.run.\w+=.*: give a "):
+        checkpoint.Keeping(**value)
