@@ -112,6 +112,14 @@ def _add_gin(stage: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_checkpoint(stage: argparse.ArgumentParser) -> None:
+    stage.add_argument(
+        "--checkpoint",
+        default="latest",
+        help="of the run: latest (default), or best on the validation split, if train.run.keep_best kept it",
+    )
+
+
 def _load_tensorflow() -> None:
     """Imports TensorFlow without the lines that its C++ side writes to stderr before any log level counts."""
     sys.stderr.flush()
@@ -374,6 +382,9 @@ def _add_train(stages: argparse._SubParsersAction) -> None:
     stage.add_argument("--data", required=True, help="folder of records")
     stage.add_argument("--run", required=True, help="folder for checkpoints, metrics and config; resumes what is there")
     _add_gin(stage)
+    stage.add_argument(
+        "--dry_run", action="store_true", help="only check data, config, devices and run, as `carbrand doctor --check`"
+    )
     stage.set_defaults(handler=_train)
 
 
@@ -383,9 +394,13 @@ def _train(options: argparse.Namespace) -> int:
     manifest.load(options.data)  # a wrong folder is said before TensorFlow takes its seconds to load
     _load_tensorflow()
     from carbrand import config
-    from carbrand.training import train
+    from carbrand.training import doctor, train
 
     config.parse(options.gin_file, options.gin_param)
+    if options.dry_run:
+        doctor.run(options.data, check_only=True, run_dir=options.run)
+        print(f"{options.run}: nothing that would stop the training was found; nothing was written.")
+        return 0
     result = train.run(options.data, options.run)
     print(f"{options.run}: {result.steps} steps, validation accuracy {result.validation_accuracy:.1%}")
     return 0
@@ -457,13 +472,14 @@ def _add_evaluate(stages: argparse._SubParsersAction) -> None:
         "carbrand evaluate --run runs/first --data records --split test",
     )
     model = stage.add_mutually_exclusive_group(required=True)
-    model.add_argument("--run", help="folder of a run: its newest checkpoint")
+    model.add_argument("--run", help="folder of a run")
     model.add_argument("--model", help="folder of an exported model")
     stage.add_argument("--data", required=True, help="folder of records")
     stage.add_argument("--split", default="test", help="train, validation or test (default: %(default)s)")
     stage.add_argument(
         "--output", default=None, help="folder for the report (default: evaluation-SPLIT in the run or model)"
     )
+    _add_checkpoint(stage)
     stage.set_defaults(handler=_evaluate)
 
 
@@ -475,7 +491,12 @@ def _evaluate(options: argparse.Namespace) -> int:
     from carbrand.evaluation import evaluate, report
 
     result, folder = evaluate.run(
-        options.data, run_dir=options.run, model_dir=options.model, split=options.split, output=options.output
+        options.data,
+        run_dir=options.run,
+        model_dir=options.model,
+        split=options.split,
+        output=options.output,
+        which=options.checkpoint,
     )
     print(report.text(result, report.load(folder)["facts"]), end="")
     print(f"Report: {folder}")
@@ -486,12 +507,13 @@ def _add_export(stages: argparse._SubParsersAction) -> None:
     stage = _add_stage(
         stages,
         "export",
-        "write a run's newest checkpoint as a SavedModel from encoded photos to brands",
+        "write a checkpoint of a run as a SavedModel from encoded photos to brands",
         "carbrand export --run runs/first --data records --output model",
     )
     stage.add_argument("--run", required=True, help="folder of a run")
     stage.add_argument("--output", required=True, help="folder for the exported model")
     stage.add_argument("--data", default=None, help="records on which the export must answer as the run does")
+    _add_checkpoint(stage)
     stage.add_argument("--overwrite", action="store_true", help="replace an older export")
     stage.set_defaults(handler=_export)
 
@@ -500,7 +522,9 @@ def _export(options: argparse.Namespace) -> int:
     _load_tensorflow()
     from carbrand.serving import export
 
-    folder = export.run(options.run, options.output, data=options.data, overwrite=options.overwrite)
+    folder = export.run(
+        options.run, options.output, data=options.data, which=options.checkpoint, overwrite=options.overwrite
+    )
     print(f"Model: {folder}")
     return 0
 

@@ -188,3 +188,26 @@ def test_flow_from_evaluation_to_prediction(tiny_run, drawn_records, drawn_photo
 def test_module_and_command_are_one():
     for command in ([sys.executable, "-m", "carbrand"], [str(pathlib.Path(sys.executable).parent / "carbrand")]):
         assert subprocess.run([*command, "--version"], capture_output=True, text=True).stdout.startswith("carbrand 0.")
+
+
+def test_dry_run_checks_and_writes_nothing(drawn_records, tmp_path, capsys):
+    given = ["train", "--data", drawn_records, "--run", tmp_path / "run", "--dry_run", "--gin_param"]
+    assert carbrand(*given, "train.run.batch_size=8") == 0
+    assert "nothing that would stop the training was found" in capsys.readouterr().out
+    assert carbrand(*given, "hardware.precision='int8'") == 2
+    output = capsys.readouterr()
+    assert "error: hardware.precision='int8' is not one of" in output.out
+    assert "1 error to mend before training, listed above" in output.err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_checkpoint_that_no_run_has(tiny_run, drawn_records, tmp_path, capsys):
+    for stage in ("evaluate", "export"):
+        given = ["--run", tiny_run, "--data", drawn_records, "--output", tmp_path / stage, "--checkpoint", "other"]
+        assert carbrand(stage, *given) == 2
+        assert "--checkpoint='other' is not one of 'latest', 'best'" in one_line(capsys)
+
+
+def test_a_model_has_no_best_checkpoint(tiny_model, drawn_records, capsys):
+    assert carbrand("evaluate", "--model", tiny_model, "--data", drawn_records, "--checkpoint", "best") == 2
+    assert "--checkpoint=best: an exported model has one state" in one_line(capsys)

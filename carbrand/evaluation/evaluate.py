@@ -25,9 +25,10 @@ def run(
     model_dir: str | os.PathLike[str] | None = None,
     split: str = "test",
     output: str | os.PathLike[str] | None = None,
+    which: str = "latest",
     batch_size: int = 64,
 ) -> tuple[metrics.Metrics, pathlib.Path]:
-    """Evaluates the newest checkpoint of a run, or an exported model, in float32.
+    """Evaluates a checkpoint of a run, or an exported model, in float32.
 
     Args:
       data: A records folder with the brands that the model was trained on.
@@ -35,6 +36,7 @@ def run(
       model_dir: An exported model.
       split: Of `data`.
       output: Gets the report; by default the folder `evaluation-SPLIT` in the run or model folder.
+      which: Of the run's checkpoints: "latest" or "best", see `checkpoint.load_run`.
       batch_size: Photos per forward pass, over all replicas; the result does not depend on it.
 
     Returns:
@@ -45,9 +47,11 @@ def run(
     """
     if (run_dir is None) == (model_dir is None):
         raise ConfigError("Evaluate one of --run and --model.")
+    if model_dir is not None and which != "latest":
+        raise ConfigError(f"--checkpoint={which}: an exported model has one state. Leave it out, or give --run.")
     source = pathlib.Path(run_dir or model_dir or "")
     dataset = manifest.load(data)
-    predict, brands, facts = _run_predictor(source) if run_dir else _export_predictor(source)
+    predict, brands, facts = _run_predictor(source, which) if run_dir else _export_predictor(source)
     if brands != dataset.brands:
         raise DataError(f"{data}: has the brands {', '.join(dataset.brands)}; {source} knows {', '.join(brands)}.")
     reader = RecordReader(data, split)
@@ -64,10 +68,10 @@ def run(
 _Predict = Callable[[Any, str, int], Iterator[np.ndarray]]
 
 
-def _run_predictor(run_dir: pathlib.Path) -> tuple[_Predict, tuple[str, ...], dict[str, Any]]:
+def _run_predictor(run_dir: pathlib.Path, which: str) -> tuple[_Predict, tuple[str, ...], dict[str, Any]]:
     strategy = hardware.make_strategy(hardware.Hardware())
     with strategy.scope():
-        model, meta = checkpoint.load_model(run_dir)
+        model, meta = checkpoint.load_model(run_dir, which)
     preprocess = Preprocess(**meta["config"]["preprocess"])
 
     def predict(data: Any, split: str, batch_size: int) -> Iterator[np.ndarray]:

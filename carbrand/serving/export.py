@@ -51,14 +51,16 @@ def run(
     output: str | os.PathLike[str],
     *,
     data: str | os.PathLike[str] | None = None,
+    which: str = "latest",
     overwrite: bool = False,
 ) -> pathlib.Path:
-    """Exports the newest checkpoint of `run_dir` to the folder `output`.
+    """Exports a checkpoint of `run_dir` to the folder `output`.
 
     Args:
       run_dir: A run with at least one checkpoint.
       output: A new folder; `exported` says what it holds.
       data: Records on whose test photos the exported graph is compared with the run.
+      which: "latest" or "best" checkpoint, see `checkpoint.load_run`.
       overwrite: Replace an older export.
 
     Raises:
@@ -70,7 +72,7 @@ def run(
         raise ConfigError(f"--output={output}: is a file. Name a folder.")
     if output.exists() and any(output.iterdir()) and not overwrite:
         raise ConfigError(f"--output={output}: exists and is not empty. Give another folder, or --overwrite.")
-    model, meta = checkpoint.load_model(run_dir)
+    model, meta = checkpoint.load_model(run_dir, which)
     brands, preprocess = tuple(meta["brands"]), Preprocess(**meta["config"]["preprocess"])
     (output / exported.MANIFEST).unlink(missing_ok=True)
     shutil.rmtree(exported.saved_model(output), ignore_errors=True)

@@ -18,13 +18,13 @@ _STATES_ON_DISK = 3  # two checkpoints are kept while the third is written
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """A training that may be started: settings × data × machine, and the folder it would write to."""
+    """A training that may be started: settings × data × machine, and the folder of its run, if it is known."""
 
     data: pathlib.Path
     dataset: manifest.Manifest
     settings: Settings
     machine: Machine
-    run_dir: pathlib.Path = pathlib.Path()
+    run_dir: pathlib.Path | None = None
 
     @property
     def num_photos(self) -> int:

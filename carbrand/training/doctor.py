@@ -44,6 +44,7 @@ def run(
     *,
     seconds: float = 5.0,
     check_only: bool = False,
+    run_dir: str | os.PathLike[str] | None = None,
     output: str | os.PathLike[str] | None = None,
 ) -> Diagnosis:
     """Checks and measures the training that gin's bindings ask for, and prints what it finds.
@@ -52,6 +53,8 @@ def run(
       data: A records folder.
       seconds: To measure each part, besides the time to compile.
       check_only: Do not measure.
+      run_dir: The folder of the run, if it is known: for the space on its disk, and whether it can go on with these
+        settings.
       output: A folder that gets `doctor.json`.
 
     Raises:
@@ -61,7 +64,8 @@ def run(
     checks.number("--seconds", seconds, above=0)
     dataset = manifest.load(data)
     drafted = draft.from_gin(train.run)
-    case = Case(pathlib.Path(data), dataset, drafted.settings, machine.look())
+    place = None if run_dir is None else pathlib.Path(run_dir)
+    case = Case(pathlib.Path(data), dataset, drafted.settings, machine.look(), place)
     found = [findings.from_setting(error) for error in drafted.errors]
     found += preflight.check(case, drafted.unsound)
     facts = cases.facts(case)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import pathlib
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -117,7 +118,7 @@ def _parts(case: Case) -> dict[str, Callable[[], Work]]:
 def _trainer(case: Case) -> Trainer:
     """The run at its first step, with random weights: others would not be faster or slower."""
     strategy = set_up_devices(case.settings)
-    trainer = build_trainer(case.data, case.run_dir, case.dataset, case.settings, strategy, loads_weights=False)
+    trainer = build_trainer(case.data, pathlib.Path(), case.dataset, case.settings, strategy, loads_weights=False)
     trainer.optimizer.learning_rate.assign(0.0)  # so that nothing explodes on a batch that comes again and again
     return trainer
 

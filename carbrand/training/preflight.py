@@ -3,6 +3,7 @@
 Nothing is built, traced or written. An error is what no training should start with, a warning what it can live with.
 """
 
+import dataclasses
 import os
 import pathlib
 import shutil
@@ -10,10 +11,11 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 
 from carbrand import exported
 from carbrand.data import pipeline
-from carbrand.errors import CarbrandError, ConfigError
-from carbrand.training import cases, checkpoint, findings, preflight_data
+from carbrand.errors import CarbrandError, CheckpointError, ConfigError
+from carbrand.training import cases, checkpoint, findings, preflight_data, trainer
 from carbrand.training.cases import Case
 from carbrand.training.findings import Finding
+from carbrand.training.settings import Settings
 from carbrand.training.weights import IMAGENET_FILE
 
 _TOO_MUCH = 1.2  # times the memory that is there; what is needed is known only about
@@ -205,7 +207,7 @@ def _compare(case: Case, device: str, needed: float, available: int | None) -> I
 
 
 def _check_disk(case: Case) -> Iterator[Finding]:
-    run_dir = case.run_dir.absolute()
+    run_dir = (case.run_dir or pathlib.Path()).absolute()
     folder = next(path for path in (run_dir, *run_dir.parents) if path.is_dir())
     needed, free = cases.disk_bytes(case), shutil.disk_usage(folder).free
     if needed > free:
@@ -214,6 +216,17 @@ def _check_disk(case: Case) -> Iterator[Finding]:
             f"{folder}: checkpoints and stored features take about {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are "
             "free. Free some space, or write the run elsewhere.",
         )
+
+
+def _check_run(case: Case) -> Iterator[Finding]:
+    if case.run_dir is None:
+        return
+    try:
+        state = checkpoint.load_latest(case.run_dir)
+        if state is not None:
+            trainer.check_same(case.run_dir, state.meta, trainer.meta_of(case.dataset, case.settings, case.replicas))
+    except CheckpointError as error:
+        yield findings.error("--run", str(error))
 
 
 # Which fields of the settings each check looks at, and what it finds.
@@ -233,6 +246,7 @@ _CHECKS: Sequence[tuple[str, Callable[[Case], Iterator[Finding]]]] = (
     ("stream", _check_shuffle),
     ("schedule model preprocess optimizer hardware stream", _check_memory),
     ("schedule model preprocess optimizer augment", _check_disk),
+    (" ".join(field.name for field in dataclasses.fields(Settings)), _check_run),
 )
 
 

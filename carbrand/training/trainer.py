@@ -85,17 +85,33 @@ class Trainer:
 
     @property
     def meta(self) -> dict[str, Any]:
-        """What the run is made from, in JSON values; stands in every checkpoint, and a resumed run must agree."""
-        meta = {
-            "carbrand_version": carbrand.__version__,
-            "dataset": self.manifest.fingerprint,
-            "brands": self.manifest.brands,
-            "resize_short_px": self.manifest.resize_short_px,
-            "jpeg_quality": self.manifest.jpeg_quality,
-            "replicas": self.strategy.num_replicas_in_sync,
-            "config": self.settings.groups(),
-        }
-        return json.loads(json.dumps(meta))
+        """What the run is made from; see `meta_of`."""
+        return meta_of(self.manifest, self.settings, self.strategy.num_replicas_in_sync)
+
+
+def meta_of(dataset: manifest.Manifest, settings: Settings, replicas: int) -> dict[str, Any]:
+    """What a run is made from, in JSON values; stands in every checkpoint, and a resumed run must agree."""
+    meta = {
+        "carbrand_version": carbrand.__version__,
+        "dataset": dataset.fingerprint,
+        "brands": dataset.brands,
+        "resize_short_px": dataset.resize_short_px,
+        "jpeg_quality": dataset.jpeg_quality,
+        "replicas": replicas,
+        "config": settings.groups(),
+    }
+    return json.loads(json.dumps(meta))
+
+
+def check_same(run: pathlib.Path, theirs: dict[str, Any], ours: dict[str, Any]) -> None:
+    """Raises CheckpointError if a run that was made from `theirs` cannot go on with `ours`; see `meta_of`."""
+    theirs, ours = _flat(theirs), _flat(ours)
+    for name, value in ours.items():
+        if name not in _MAY_CHANGE and theirs.get(name) != value:
+            raise CheckpointError(
+                f"{run}: the run was started with {name}={theirs.get(name)!r}, now it is {value!r}. "
+                "Resume with the same data and config, or give another --run."
+            )
 
 
 def set_up_devices(settings: Settings) -> tf.distribute.Strategy:
@@ -140,13 +156,7 @@ def resume(trainer: Trainer, state: checkpoint.State) -> None:
     Raises:
       CheckpointError: That run has other data, settings or variables.
     """
-    theirs, ours = _flat(state.meta), _flat(trainer.meta)
-    for name, value in ours.items():
-        if name not in _MAY_CHANGE and theirs.get(name) != value:
-            raise CheckpointError(
-                f"{trainer.run}: the run was started with {name}={theirs.get(name)!r}, now it is {value!r}. "
-                "Resume with the same data and config, or give another --run."
-            )
+    check_same(trainer.run, state.meta, trainer.meta)
     checkpoint.restore(trainer.model.variables, state.model, "The model's variables")
     checkpoint.restore(trainer.optimizer.variables, state.optimizer, "The optimizer's variables")
     trainer.loss_scale.scale.assign(state.extra["loss_scale"])

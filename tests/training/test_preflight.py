@@ -339,3 +339,12 @@ def test_free_memory_obeys_the_container_s_limit(tmp_path, limit, expected):
 
 def test_free_memory_is_unknown_elsewhere(tmp_path):
     assert machine._free_bytes(tmp_path / "none", tmp_path) is None
+
+
+def test_a_run_that_cannot_go_on_with_these_settings_is_found(case, tiny_run):
+    case = changed(case, schedule=schedule(epochs=1.5), preprocess=Preprocess(image_size_px=32))
+    case = dataclasses.replace(case, run_dir=tiny_run)
+    assert messages(case) == []
+    message = only(changed(case, schedule=schedule(epochs=1.5, seed=1)))
+    assert message.startswith("error: ")
+    assert "the run was started with train.run.seed=0, now it is 1" in message
