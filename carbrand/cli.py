@@ -348,13 +348,21 @@ def _add_doctor(stages: argparse._SubParsersAction) -> None:
         "doctor",
         "check a training before it starts, then measure what limits its speed; names one change that would help",
         "carbrand doctor --data records --gin_file finetune --gin_param \"weights.path='imagenet'\"\n"
-        "  carbrand doctor --data records --gin_file probe --gin_param \"weights.path='random'\" --check",
+        "  carbrand doctor --data records --gin_file probe --gin_param \"weights.path='random'\" --check\n"
+        "  carbrand doctor --data records --gin_file finetune --gin_param \"weights.path='imagenet'\" --find rate",
     )
     stage.add_argument("--data", required=True, help="folder of records")
     _add_gin(stage)
     stage.add_argument("--seconds", type=float, default=5.0, help="to measure each part (default: %(default)s)")
     stage.add_argument("--check", action="store_true", help="only check, which takes seconds; exits with 2 on errors")
-    stage.add_argument("--output", default=None, metavar="DIR", help="folder for doctor.json")
+    stage.add_argument(
+        "--find",
+        default=None,
+        metavar="WHAT",
+        help="instead: rate, the learning rate by a short training while it rises; or batch, the size from which on "
+        "steps are hardly faster, or do not fit",
+    )
+    stage.add_argument("--output", default=None, metavar="DIR", help="folder for doctor.json and learning_rate.png")
     stage.set_defaults(handler=_doctor)
 
 
@@ -367,7 +375,13 @@ def _doctor(options: argparse.Namespace) -> int:
     from carbrand.training import doctor
 
     config.parse(options.gin_file, options.gin_param)
-    doctor.run(options.data, seconds=options.seconds, check_only=options.check, output=options.output)
+    doctor.run(
+        options.data,
+        seconds=options.seconds,
+        check_only=options.check,
+        find=options.find,
+        output=options.output,
+    )
     return 0
 
 

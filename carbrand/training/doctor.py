@@ -8,7 +8,7 @@ from typing import Any
 from carbrand import checks, files
 from carbrand.data import manifest
 from carbrand.errors import ConfigError
-from carbrand.training import advice, cases, draft, findings, machine, measure, preflight, train
+from carbrand.training import advice, cases, draft, finders, findings, machine, measure, optimizer, preflight, train
 from carbrand.training.advice import Advice, Measured
 from carbrand.training.cases import Case
 from carbrand.training.findings import Finding
@@ -17,6 +17,7 @@ from carbrand.training.measure import Rate
 REPORT = "doctor.json"
 _FORMAT_VERSION = 1
 _BUSY = 0.5  # threads per core that others run
+FIND = ("rate", "batch")
 _ONE_THREAD = ("read", "decode", "augment")
 
 
@@ -27,16 +28,20 @@ class Diagnosis:
     Attributes:
       facts: Of the training; see `cases.facts`.
       findings: Of the preflight.
-      rates: By part, see `measure.measure`; empty if only checked.
-      advice: None if only checked.
       load: Threads that wanted a core before, on average over a minute.
+      rates: By part, see `measure.measure`; empty if not measured.
+      advice: None if not measured.
+      rate_curve: None unless a rate was looked for.
+      batch_speeds: None unless a batch was looked for.
     """
 
     facts: dict[str, Any]
     findings: list[Finding]
-    rates: dict[str, Rate]
-    advice: Advice | None
     load: float
+    rates: dict[str, Rate] = dataclasses.field(default_factory=dict)
+    advice: Advice | None = None
+    rate_curve: finders.RateCurve | None = None
+    batch_speeds: finders.BatchSpeeds | None = None
 
 
 def run(
@@ -45,6 +50,7 @@ def run(
     seconds: float = 5.0,
     check_only: bool = False,
     run_dir: str | os.PathLike[str] | None = None,
+    find: str | None = None,
     output: str | os.PathLike[str] | None = None,
 ) -> Diagnosis:
     """Checks and measures the training that gin's bindings ask for, and prints what it finds.
@@ -55,13 +61,16 @@ def run(
       check_only: Do not measure.
       run_dir: The folder of the run, if it is known: for the space on its disk, and whether it can go on with these
         settings.
-      output: A folder that gets `doctor.json`.
+      find: Do not measure, but look for a "rate", by a short training, or for a "batch" size; see `finders`.
+      output: A folder that gets `doctor.json`, and the picture of what was found.
 
     Raises:
       ConfigError: There are errors, printed before.
       DataError: `data` is no complete records folder.
     """
     checks.number("--seconds", seconds, above=0)
+    if find is not None:
+        checks.choice("--find", find, FIND)
     dataset = manifest.load(data)
     drafted = draft.from_gin(train.run)
     place = None if run_dir is None else pathlib.Path(run_dir)
@@ -71,18 +80,56 @@ def run(
     facts = cases.facts(case)
     print(_introduction(case, facts, is_sound=not drafted.errors), *found, sep="\n")
     errors = sum(finding.severity == "error" for finding in found)
-    diagnosis = Diagnosis(facts, found, {}, None, os.getloadavg()[0])
+    diagnosis = Diagnosis(facts, found, os.getloadavg()[0])
     if not errors and not check_only:
-        rates = measure.measure(case, seconds)
-        diagnosis = dataclasses.replace(diagnosis, rates=rates, advice=advice.advise(_measured(case, rates)))
-        print(f"\n{_table(case, rates)}\n\n{_verdict(case, diagnosis)}")
+        work = {None: _measure, "rate": _find_rate, "batch": _find_batch}[find]
+        diagnosis, text = work(case, diagnosis, seconds)
+        print(f"\n{text}")
     if output is not None:
         report = {"format_version": _FORMAT_VERSION, "data": os.fspath(data), **dataclasses.asdict(diagnosis)}
         pathlib.Path(output).mkdir(parents=True, exist_ok=True)
         files.write_json(pathlib.Path(output) / REPORT, report)
+        if diagnosis.rate_curve is not None:
+            finders.draw(diagnosis.rate_curve, pathlib.Path(output) / finders.RATE_PICTURE)
     if errors:
         raise ConfigError(f"{data}: {errors} error{'s' * (errors > 1)} to mend before training, listed above.")
     return diagnosis
+
+
+def _measure(case: Case, diagnosis: Diagnosis, seconds: float) -> tuple[Diagnosis, str]:
+    rates = measure.measure(case, seconds)
+    diagnosis = dataclasses.replace(diagnosis, rates=rates, advice=advice.advise(_measured(case, rates)))
+    return diagnosis, f"{_table(case, rates)}\n\n{_verdict(case, diagnosis)}"
+
+
+def _find_rate(case: Case, diagnosis: Diagnosis, _: float) -> tuple[Diagnosis, str]:
+    found = finders.find_rate(case)
+    steps, last = len(found.rates), found.rates[-1]
+    lines = [f"{steps} steps of the {case.phases[-1].name} phase, from a rate of {found.rates[0]:.0e} to {last:.2g}"]
+    if found.suggestion is None:
+        lines.append("the loss never fell: look at the data with `carbrand preview`")
+    else:
+        lowest = min(range(steps), key=found.losses.__getitem__)
+        peak = found.suggestion / optimizer.batch_factor(case.settings.optimizer, case.batch_size)
+        lines += [
+            f"the loss was lowest, {found.losses[lowest]:.3g}, at a rate of {found.rates[lowest]:.2g}",
+            f"advice: A tenth of it is a peak to begin with. Try:\n  optimizer.learning_rate = {peak:.2g}",
+        ]
+    return dataclasses.replace(diagnosis, rate_curve=found), "\n".join(lines)
+
+
+def _find_batch(case: Case, diagnosis: Diagnosis, seconds: float) -> tuple[Diagnosis, str]:
+    found = finders.find_batch(case, seconds)
+    lines = [f"{'batch':>7} {'images/s':>9} {'per CPU-s':>10}"]
+    for size, speed in found.speeds.items():
+        lines.append(f"{size:>7} {_number(speed.images_per_s)} {_number(speed.images_per_cpu_s, 10)}")
+    if found.limit is not None:
+        lines.append(f"{found.limit:>7} does not fit into the memory")
+    lines.append(
+        "advice: Larger ones are hardly faster. Try, with a learning rate for it:\n"
+        f"  train.run.batch_size = {found.suggestion}"
+    )
+    return dataclasses.replace(diagnosis, batch_speeds=found), "\n".join(lines)
 
 
 def _measured(case: Case, rates: dict[str, Rate]) -> Measured:

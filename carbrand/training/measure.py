@@ -102,17 +102,25 @@ def _parts(case: Case) -> dict[str, Callable[[], Work]]:
         del parts["transfer"]
     _, train_step = build_step(trainer, phase)
     step = _wait_for_step(train_step)
-    images, one_batch = lambda: _distributed(trainer, phase), lambda: _again(_distributed(trainer, phase))
+    per_photo: Callable[[Any], Any] = step  # what the images of a batch pass
     if phase.is_cached:
-        forward = features.make_forward(batches.frozen_layers(trainer, phase), strategy)
-        frozen = _wait_for_outputs(forward, strategy)
-        parts["frozen"] = lambda: _calling(frozen, one_batch(), batch_size)
-        parts["step"] = lambda: _calling(step, _again(_feature_batches(trainer, frozen, next(images()))), batch_size)
-        parts["end to end"] = lambda: _calling(frozen, images(), batch_size)
-    else:
-        parts["step"] = lambda: _calling(step, one_batch(), batch_size)
-        parts["end to end"] = lambda: _calling(step, images(), batch_size)
+        per_photo = frozen = _frozen(trainer, phase)
+        parts["frozen"] = lambda: _calling(frozen, _again(_distributed(trainer, phase)), batch_size)
+    parts["step"] = lambda: _calling(step, _step_batches(trainer, phase), batch_size)
+    parts["end to end"] = lambda: _calling(per_photo, _distributed(trainer, phase), batch_size)
     return parts
+
+
+def step_work(trainer: Trainer, phase: Phase) -> Work:
+    """The phase's training steps on one batch, again and again."""
+    _, train_step = build_step(trainer, phase)
+    return _calling(_wait_for_step(train_step), _step_batches(trainer, phase), trainer.batch_size)
+
+
+def _step_batches(trainer: Trainer, phase: Phase) -> Iterator[Any]:
+    """One batch that the phase's step takes, images or features, for ever."""
+    images = _distributed(trainer, phase)
+    return _again(_feature_batches(trainer, _frozen(trainer, phase), next(images)) if phase.is_cached else images)
 
 
 def _trainer(case: Case) -> Trainer:
@@ -171,7 +179,10 @@ def _wait_for_step(train_step: Callable[[Any, tf.Tensor], StepResult]) -> Callab
     return lambda batch: float(train_step(batch, tf.constant(0, tf.int64)).loss)
 
 
-def _wait_for_outputs(forward: features.Forward, strategy: tf.distribute.Strategy) -> Callable[[Any], np.ndarray]:
+def _frozen(trainer: Trainer, phase: Phase) -> Callable[[Any], np.ndarray]:
+    """The frozen layers of a phase, whose outputs are waited for."""
+    strategy = trainer.strategy
+    forward = features.make_forward(batches.frozen_layers(trainer, phase), strategy)
     return lambda batch: np.concatenate([part.numpy() for part in strategy.experimental_local_results(forward(batch))])
 
 

@@ -114,8 +114,13 @@ def _with_rates(kind: type[keras.optimizers.Optimizer]) -> Any:
 
 def peak_rates(spec: OptimizerSpec, batch_size: int) -> tuple[float, float]:
     """The peak learning rates of the head's phase and of the main one."""
-    factor = batch_size / REFERENCE_BATCH if spec.scale_with_batch else 1
+    factor = batch_factor(spec, batch_size)
     return spec.head_learning_rate * factor, spec.learning_rate * factor
+
+
+def batch_factor(spec: OptimizerSpec, batch_size: int) -> float:
+    """What the rates are multiplied by for a batch; 1 without `scale_with_batch`."""
+    return batch_size / REFERENCE_BATCH if spec.scale_with_batch else 1.0
 
 
 def learning_rate(peak: float, step: int, num_steps: int, warmup_steps: float = 0.0) -> float:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import gin
+import keras
 import tensorflow as tf
 
 from carbrand import checks, config, files
@@ -314,8 +315,17 @@ def _progress(trainer: Trainer, phase: Phase) -> Progress:
 
 def _solve_phase(trainer: Trainer, phase: Phase) -> None:
     """The head's phase in one step by L-BFGS; a run that is killed in it does it again."""
-    with trainer.strategy.scope():
-        network = logits_model(trainer.model, boundary(trainer.model, phase.freeze_until))
+    with _progress(trainer, phase) as progress:
+        network = solve_head(trainer, phase)
+        trainer.step = phase.stop
+        validator = Validator(trainer, phase, network, batches.source(trainer, phase))
+        validator.validate(progress)
+        validator.show_errors(progress)
+    save(trainer)
+
+
+def solve_head(trainer: Trainer, phase: Phase) -> keras.Model:
+    """Gives the head its best linear weights on the phase's frozen features; returns it, from features to logits."""
     brand_counts = trainer.manifest.splits["train"].brand_counts
     head = probe.solve(
         batches.frozen_features(trainer, phase, "train"),
@@ -327,9 +337,5 @@ def _solve_phase(trainer: Trainer, phase: Phase) -> None:
     logits.kernel.assign(head.kernel)
     logits.bias.assign(head.bias)
     trainer.average.restart()
-    with _progress(trainer, phase) as progress:
-        trainer.step = phase.stop
-        validator = Validator(trainer, phase, network, batches.source(trainer, phase))
-        validator.validate(progress)
-        validator.show_errors(progress)
-    save(trainer)
+    with trainer.strategy.scope():
+        return logits_model(trainer.model, boundary(trainer.model, phase.freeze_until))
