@@ -12,8 +12,8 @@ import tensorflow as tf
 from carbrand.data import manifest, pipeline
 from carbrand.data.preprocess import Preprocess
 from carbrand.training import features
-from carbrand.training.model import boundary
-from carbrand.training.settings import Phase, image_sizes, inputs_at
+from carbrand.training.model import STAGES, boundary
+from carbrand.training.settings import Phase, image_sizes, inputs_at, plan
 from carbrand.training.trainer import Trainer
 
 
@@ -93,27 +93,36 @@ def photos_at(trainer: Trainer, step: int) -> list[dict[str, str]]:
     return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
 
-def frozen_layers(trainer: Trainer, phase: Phase) -> keras.Model:
-    """Images -> the features that a phase on stored features is trained on."""
+def frozen_layers(trainer: Trainer, phase: Phase, below: Phase | None = None) -> keras.Model:
+    """Images, or the stored features of the phase `below`, -> the features that `phase` is trained on."""
+    inputs = trainer.model.input if below is None else boundary(trainer.model, below.freeze_until)
     with trainer.strategy.scope():
-        return keras.Model(trainer.model.input, boundary(trainer.model, phase.freeze_until))
+        return keras.Model(inputs, boundary(trainer.model, phase.freeze_until))
 
 
 def frozen_features(trainer: Trainer, phase: Phase, split: str) -> tuple[np.ndarray, np.ndarray]:
-    """The outputs [N, …] of the phase's frozen layers for all photos of a split, and their labels [N]."""
-    prefix = frozen_layers(trainer, phase)
-    dataset = image_batches(trainer, split, is_training=False)
+    """The outputs [N, …] of the phase's frozen layers for all photos of a split, and their labels [N].
+
+    They are computed from those of another phase that keeps fewer layers frozen, where that stores its own.
+    """
     labels = manifest.load_index(trainer.data, split)["label"]
+    below = _stored_below(trainer, phase)
+    if below is None:
+        dataset = image_batches(trainer, split, is_training=False)
+    else:
+        stored, _ = frozen_features(trainer, below, split)
+        dataset = features.make_dataset(stored, labels, batch_size=trainer.batch_size, is_training=False)
     settings = trainer.settings
     key = {
         "dataset": trainer.manifest.fingerprint,
         "split": split,
+        "from": below and below.freeze_until,
         "layers": [phase.freeze_until, settings.model.variant, settings.model.pooling],
         "preprocess": dataclasses.asdict(settings.preprocess),
         "precision": settings.hardware.precision,
     }
     array = features.compute(
-        prefix,
+        frozen_layers(trainer, phase, below),
         dataset,
         len(labels),
         trainer.strategy,
@@ -122,3 +131,11 @@ def frozen_features(trainer: Trainer, phase: Phase, split: str) -> tuple[np.ndar
         title=f"{split} features of frozen {phase.freeze_until}",
     )
     return array, labels
+
+
+def _stored_below(trainer: Trainer, phase: Phase) -> Phase | None:
+    """The phase with the most frozen layers of those that store features and keep fewer frozen than `phase`."""
+    phases = plan(trainer.manifest.splits["train"].num_examples, trainer.settings)
+    depth = STAGES.index(phase.freeze_until)
+    below = [other for other in phases if other.is_cached and STAGES.index(other.freeze_until) < depth]
+    return max((x for x in below if x.start < x.stop), key=lambda x: STAGES.index(x.freeze_until), default=None)

@@ -15,7 +15,7 @@ import tensorflow as tf
 import tiny_network
 
 from carbrand import files
-from carbrand.data import manifest
+from carbrand.data import manifest, pipeline
 from carbrand.data.augment import Augment
 from carbrand.data.pipeline import Stream
 from carbrand.data.preprocess import Preprocess
@@ -429,9 +429,29 @@ def test_frozen_backbone_is_run_once_over_each_photo(drawn_records, tmp_path, mo
     assert len(list((tmp_path / "run" / "features").glob("*.npy"))) == 2
 
 
-def test_features_equal_the_backbone_s_output(probe, drawn_records):
-    from carbrand.data import pipeline
+def test_features_of_the_head_come_from_those_of_a_lower_stage(drawn_records, tmp_path, monkeypatch):
+    made = []
+    original = features.compute
 
+    def compute(prefix, *rest, **options):
+        made.append((prefix.input.shape[1:], original(prefix, *rest, **options)))
+        return made[-1][1]
+
+    monkeypatch.setattr(features, "compute", compute)
+    options = probe_options(model=ModelSpec(freeze_until="conv4"), epochs=0.1, **LBFGS)
+    train.run(drawn_records, tmp_path / "run", **options)
+    assert {(inputs, array.shape[1:]) for inputs, array in made} == {
+        ((32, 32, 3), (2, 2, 1024)),
+        ((2, 2, 1024), (2048,)),
+    }
+    model, _ = checkpoint.load_model(tmp_path / "run")
+    dataset = pipeline.make_dataset(drawn_records, "train", batch_size=8, is_training=False, preprocess=TINY)
+    prefix = keras.Model(model.input, model.get_layer("conv4_block6_out").output)
+    expected = np.concatenate([prefix(images, training=False) for images, _ in dataset])
+    np.testing.assert_allclose(made[0][1], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_features_equal_the_backbone_s_output(probe, drawn_records):
     run_dir, _ = probe
     model, _ = checkpoint.load_model(run_dir)
     dataset = pipeline.make_dataset(drawn_records, "train", batch_size=8, is_training=False, preprocess=TINY)
