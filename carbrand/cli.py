@@ -397,6 +397,13 @@ def _add_train(stages: argparse._SubParsersAction) -> None:
     stage.add_argument("--run", required=True, help="folder for checkpoints, metrics and config; resumes what is there")
     _add_gin(stage)
     stage.add_argument(
+        "--workers",
+        type=int,
+        default=None,
+        metavar="N",
+        help="train in N processes on this machine, which share its GPUs; on several machines, set TF_CONFIG instead",
+    )
+    stage.add_argument(
         "--dry_run", action="store_true", help="only check data, config, devices and run, as `carbrand doctor --check`"
     )
     stage.set_defaults(handler=_train)
@@ -406,6 +413,10 @@ def _train(options: argparse.Namespace) -> int:
     from carbrand.data import manifest
 
     manifest.load(options.data)  # a wrong folder is said before TensorFlow takes its seconds to load
+    if options.workers is not None and not options.dry_run:
+        from carbrand.training import launcher
+
+        return launcher.run(_worker_command(options), options.workers)
     _load_tensorflow()
     from carbrand import config
     from carbrand.training import doctor, train
@@ -418,6 +429,15 @@ def _train(options: argparse.Namespace) -> int:
     result = train.run(options.data, options.run)
     print(f"{options.run}: {result.steps} steps, validation accuracy {result.validation_accuracy:.1%}")
     return 0
+
+
+def _worker_command(options: argparse.Namespace) -> list[str]:
+    """The command of one worker."""
+    command = [sys.executable, "-m", "carbrand", "train", "--data", options.data, "--run", options.run]
+    for name in ("gin_file", "gin_param"):
+        for value in getattr(options, name):
+            command += [f"--{name}", value]
+    return command
 
 
 def _add_tune(stages: argparse._SubParsersAction) -> None:

@@ -35,3 +35,9 @@ class GateError(CarbrandError):
     """A check that the result had to pass, and did not."""
 
     exit_code = 3
+
+
+class WorkerError(CarbrandError):
+    """One of several processes that train together is missing or gone."""
+
+    exit_code = 1

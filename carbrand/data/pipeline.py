@@ -127,7 +127,7 @@ def make_dataset(
     preprocess, stream = preprocess or Preprocess(), stream or Stream()
     augment = (augment or Augment()) if is_training else Augment(enabled=False)
     names = _names(fields, augment, pad_last)
-    share = _Share.of(batch_size, input_context)
+    share = Share.of(batch_size, input_context)
     if not is_training and not pad_last and share.workers > 1:
         raise ConfigError("pad_last=False with several workers: they would end at different steps. Set pad_last=True.")
     reader = RecordReader(folder, split)
@@ -177,7 +177,7 @@ def steps(
 
 
 @dataclasses.dataclass(frozen=True)
-class _Share:
+class Share:
     """Which examples of each step a worker sees: `per_worker` from `first` on, in batches of `per_replica`."""
 
     batch_size: int
@@ -187,7 +187,8 @@ class _Share:
     per_replica: int
 
     @classmethod
-    def of(cls, batch_size: int, context: tf.distribute.InputContext | None) -> "_Share":
+    def of(cls, batch_size: int, context: tf.distribute.InputContext | None) -> "Share":
+        """That of the worker whose context it is; ConfigError if the batch does not divide."""
         if context is None:
             return cls(batch_size, 1, 0, batch_size, batch_size)
         replicas, workers = context.num_replicas_in_sync, context.num_input_pipelines
@@ -208,7 +209,7 @@ class _Blocks:
         self,
         reader: RecordReader,
         ordering: Order | None,
-        share: _Share,
+        share: Share,
         names: tuple[str, ...],
         augment: Augment,
         height_width: tuple[int, int],

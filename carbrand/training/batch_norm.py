@@ -29,12 +29,9 @@ def sum_over_replicas(value: tf.Tensor) -> tf.Tensor:
     `ReplicaContext.all_reduce` is a custom gradient, which walks the whole graph so far in each call: tracing the 53 in
     a ResNet-50 took minutes. Recording the operation on the tape needs no walk.
     """
-
-    def reduce(strategy: tf.distribute.Strategy, per_replica: Any) -> Any:
-        return strategy.extended.reduce_to(tf.distribute.ReduceOp.SUM, per_replica, destinations=per_replica)
-
+    extended = tf.distribute.get_replica_context().strategy.extended
     with record.stop_recording():
-        total = tf.identity(tf.distribute.get_replica_context().merge_call(reduce, args=(value,)))
+        total = tf.identity(extended._replica_ctx_all_reduce(tf.distribute.ReduceOp.SUM, tf.identity(value)))
     # The gradient of a sum over replicas is the sum of their gradients.
     record.record_operation("SumOverReplicas", [total], [value], lambda gradient: [sum_over_replicas(gradient)])
     return total

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -22,9 +23,19 @@ def training_batches(trainer: Trainer, phase: Phase, make_batches: Callable[...,
     steps_per_epoch = trainer.manifest.splits["train"].num_examples / trainer.batch_size
     for stop, preprocess in image_sizes(phase, trainer.settings, steps_per_epoch):
         if trainer.step < stop:
-            place = {"start_step": trainer.step, "num_steps": stop}
-            dataset = make_batches("train", is_training=True, preprocess=preprocess, **place)
-            yield from trainer.strategy.experimental_distribute_dataset(dataset)
+            make = functools.partial(make_batches, "train", is_training=True, preprocess=preprocess)
+            yield from _distributed(trainer, make, trainer.step, stop)
+
+
+def _distributed(trainer: Trainer, make: Callable[..., tf.data.Dataset], start: int, stop: int) -> Iterator[Any]:
+    """The batches of steps `start` to `stop`, each worker's share of them for its replicas."""
+
+    def share(context: tf.distribute.InputContext) -> tf.data.Dataset:
+        dataset = make(start_step=start, num_steps=stop, input_context=context)
+        # TensorFlow would ask all workers before each batch whether they have one, unless they never end.
+        return dataset.apply(tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY))
+
+    yield from itertools.islice(trainer.strategy.distribute_datasets_from_function(share), stop - start)
 
 
 def source(trainer: Trainer, phase: Phase) -> Callable[..., tf.data.Dataset]:
@@ -35,7 +46,7 @@ def source(trainer: Trainer, phase: Phase) -> Callable[..., tf.data.Dataset]:
 
     stored = {split: frozen_features(trainer, phase, split) for split in ("train", "validation")}
 
-    def frozen(split: str, *, is_training: bool, preprocess: object = None, **place: int) -> tf.data.Dataset:
+    def frozen(split: str, *, is_training: bool, preprocess: object = None, **place: Any) -> tf.data.Dataset:
         outputs, labels = stored[split]
         return features.make_dataset(
             outputs,
@@ -51,7 +62,7 @@ def source(trainer: Trainer, phase: Phase) -> Callable[..., tf.data.Dataset]:
 
 
 def image_batches(
-    trainer: Trainer, split: str, *, is_training: bool, preprocess: Preprocess | None = None, **place: int
+    trainer: Trainer, split: str, *, is_training: bool, preprocess: Preprocess | None = None, **place: Any
 ) -> tf.data.Dataset:
     """Batches of images as the run's step takes them: (image, label), and what mixes photos where it does."""
     settings = trainer.settings

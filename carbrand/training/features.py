@@ -1,6 +1,7 @@
 """Outputs of frozen layers, computed once: an unaugmented photo never passes a frozen backbone twice."""
 
 import hashlib
+import itertools
 import os
 import pathlib
 import shutil
@@ -15,6 +16,7 @@ from carbrand import files
 from carbrand.data import blocks, pipeline
 from carbrand.data.order import Order
 from carbrand.errors import DataError
+from carbrand.training import workers
 
 # Where the rows of a result are those of the records, a damaged record is an error.
 STRICT = pipeline.Stream(max_damaged_fraction=0)
@@ -41,10 +43,16 @@ def outputs(
       forward: As `make_forward` makes it.
       dataset: Batches (inputs, …) that are all full: rows beyond `num_examples` are padding, and left out.
       num_examples: Number of rows that count.
-      strategy: Its replicas share each batch.
+      strategy: Its replicas share each batch; of several workers, each computes all of them.
     """
     remaining = num_examples
-    for batch in strategy.experimental_distribute_dataset(dataset):
+    batch_size = dataset.element_spec[0].shape[0]
+    here = workers.here().count
+    parts = dataset.rebatch(batch_size // (strategy.num_replicas_in_sync // here), drop_remainder=True)
+    if here > 1:  # TensorFlow would ask all workers before each batch whether they have one, unless they never end
+        parts = parts.repeat()
+    distributed = strategy.distribute_datasets_from_function(lambda _: parts)
+    for batch in itertools.islice(distributed, -(-num_examples // batch_size)):
         rows = np.concatenate([part.numpy() for part in strategy.experimental_local_results(forward(batch))])
         yield rows[:remaining]
         remaining -= len(rows)
@@ -93,18 +101,21 @@ def make_dataset(
     seed: int = 0,
     start_step: int = 0,
     num_steps: int | None = None,
+    input_context: tf.distribute.InputContext | None = None,
 ) -> tf.data.Dataset:
     """Batches (features [B, …] float32, label [B] int32) in the order of `pipeline.make_dataset`; all full."""
     order = Order(labels, seed, sampling=sampling) if is_training else None
+    share = pipeline.Share.of(batch_size, input_context)
     first, last = pipeline.steps(len(labels), batch_size, is_training, start_step, num_steps)
 
-    def rows(numbers: np.ndarray) -> dict[str, np.ndarray]:
+    def rows(places: np.ndarray) -> dict[str, np.ndarray]:
+        numbers = share.numbers(places)
         indexes = order(numbers) if order else np.minimum(numbers, len(labels) - 1)
         return {"features": np.ascontiguousarray(features[indexes]), "label": labels[indexes]}
 
     specs = {"features": tf.TensorSpec(features.shape[1:], tf.float32), "label": tf.TensorSpec([], tf.int32)}
-    numbers = tf.data.Dataset.range(first * batch_size, last * batch_size)
-    dataset = blocks.map_blocks(numbers, rows, specs, block=batch_size, threads=1)
+    places = tf.data.Dataset.range(first * share.per_worker, last * share.per_worker)
+    dataset = blocks.map_blocks(places, rows, specs, block=share.per_replica, threads=1, only_full=True)
     return blocks.finish(dataset.map(lambda batch: (batch["features"], batch["label"])))
 
 

@@ -31,11 +31,16 @@ class NotFiniteError(Exception):
         self.facts = facts
 
 
-class GradientWatch:
-    """Looks at the results of the steps of a phase, each after the next one is under way: a GPU need not wait."""
+class Watch:
+    """Looks at the results of the steps of a phase, each after the next one is under way: a GPU need not wait.
+
+    Attributes:
+      has_votes: Some worker voted for the end of the run in a step that was looked at. All workers know it at once.
+    """
 
     def __init__(self, trainer: Trainer, phase: Phase) -> None:
         self._trainer, self._phase = trainer, phase
+        self.has_votes = False
         self._unchecked: list[tuple[int, float, StepResult]] = []
 
     def add(self, step: int, rate: float, result: StepResult) -> None:
@@ -49,6 +54,7 @@ class GradientWatch:
             self._check(*self._unchecked.pop(0))
 
     def _check(self, step: int, rate: float, result: StepResult) -> None:
+        self.has_votes = self.has_votes or float(result.votes) > 0
         norm = float(result.gradient_norm)
         if _is_finite(norm):
             return
@@ -75,7 +81,8 @@ def roll_back(trainer: Trainer, error: NotFiniteError) -> None:
     """
     facts, run = error.facts, trainer.run
     is_second = trainer.rate_factor < 1
-    files.write_json(run / NOT_FINITE_FILE, {"format_version": _FORMAT_VERSION, **facts})
+    if trainer.workers.is_chief:
+        files.write_json(run / NOT_FINITE_FILE, {"format_version": _FORMAT_VERSION, **facts})
     what = (
         f"the gradient is not finite at step {facts['step']} (loss {facts['loss']}, learning rate "
         f"{facts['learning_rate']:.3g}); the weights did not change. {run / NOT_FINITE_FILE} names the "
@@ -85,7 +92,8 @@ def roll_back(trainer: Trainer, error: NotFiniteError) -> None:
         raise GateError(f"{run}: {what} Lower optimizer.learning_rate, or look at these photos.")
     state = checkpoint.load_oldest(run)
     resume(trainer, dataclasses.replace(state, meta={**state.meta, "rate_factor": RATE_FACTOR}))
-    checkpoint.go_back_to(run, state_of(trainer))
+    if trainer.workers.is_chief:
+        checkpoint.go_back_to(run, state_of(trainer))
     log.warning("%s: %s Going back to step %d with %g of the rates.", run, what, trainer.step, RATE_FACTOR)
 
 

@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from carbrand import checks
 from carbrand.errors import ConfigError
+from carbrand.training import workers
 
 PRECISIONS = ("float32", "mixed_float16", "mixed_bfloat16")
 
@@ -21,27 +22,41 @@ class Hardware:
 
     Attributes:
       replicas: Copies of the model that share each batch; 0: one per visible GPU, or one on the CPU. Without GPUs, a
-        larger number makes as many logical CPU devices, which tests what many GPUs would compute.
+        larger number makes as many logical CPU devices, which tests what many GPUs would compute. With several
+        workers 0 is the only choice: each takes all GPUs that it sees, or its CPU.
       precision: "float32", "mixed_float16" (with dynamic loss scaling) or "mixed_bfloat16".
+      wait_for_workers_s: With several workers (TF_CONFIG): how long to wait for those that are not there yet.
       xla: Compile each replica's forward and backward pass with XLA. Faster on GPUs, 4 times slower on CPUs.
     """
 
     replicas: int = 0
     precision: str = "float32"
     xla: bool = False
+    wait_for_workers_s: float = 300.0
 
     def __post_init__(self) -> None:
         checks.choice("hardware.precision", self.precision, PRECISIONS)
         checks.number("hardware.replicas", self.replicas, at_least=0, whole=True)
         checks.boolean("hardware.xla", self.xla)
+        checks.number("hardware.wait_for_workers_s", self.wait_for_workers_s, above=0)
 
 
 def make_strategy(hardware: Hardware) -> tf.distribute.Strategy:
-    """A MirroredStrategy over the devices asked for.
+    """A MirroredStrategy over the devices asked for, or a MultiWorkerMirroredStrategy once all workers are there.
 
     Raises:
       ConfigError: More replicas than GPUs, or TensorFlow has already set up fewer logical CPU devices.
+      WorkerError: Other workers did not come.
     """
+    here = workers.here()
+    if here.count > 1:
+        if hardware.replicas:
+            raise ConfigError(
+                f"hardware.replicas={hardware.replicas} with {here.count} workers: each takes all GPUs that it sees. "
+                "Set it to 0."
+            )
+        workers.rendezvous(here, hardware.wait_for_workers_s)
+        return tf.distribute.MultiWorkerMirroredStrategy()
     gpus = tf.config.list_logical_devices("GPU") if tf.config.list_physical_devices("GPU") else []
     if gpus:
         replicas = hardware.replicas or len(gpus)

@@ -149,6 +149,30 @@ class Progress:
         self._start = time.monotonic()
 
 
+class Quiet:
+    """Takes the place of `Progress` where another worker shows it."""
+
+    is_due = False
+
+    def __enter__(self) -> "Quiet":
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        pass
+
+    def add(self, result: StepResult, input_wait_s: float) -> None:
+        """Nothing, as all others."""
+
+    def log_steps(self, step: int, **facts: Any) -> None:
+        """Nothing."""
+
+    def log_validation(self, step: int, **facts: Any) -> None:
+        """Nothing."""
+
+    def show_picture(self, step: int, name: str, pixels: np.ndarray) -> None:
+        """Nothing."""
+
+
 class Profile:
     """Writes TensorFlow's profile of some steps for TensorBoard. Use as a context manager."""
 

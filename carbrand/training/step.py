@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from carbrand.data import mixing
@@ -20,6 +21,7 @@ from carbrand.training.model import dropout_seed
 from carbrand.training.optimizer import OptimizerSpec
 
 _INITIAL_LOSS_SCALE = 2.0**15
+_NO_VOTE = np.float32(0)
 _NO_PHOTO = -1  # the label of a row that only fills
 _GROWTH_STEPS = 2000  # finite steps after which the scale doubles: Micikevicius et al. 2017, arXiv:1710.03740
 
@@ -33,12 +35,17 @@ class StepResult:
       correct: Photos whose brand had the highest logit, float32.
       gradient_norm: Global norm of the summed gradient before clipping, float32; not finite if the step was skipped.
       loss_scale: That the step was computed with, float32.
+      votes: Sum over the replicas of what their workers gave the step.
     """
 
     loss: tf.Tensor
     correct: tf.Tensor
     gradient_norm: tf.Tensor
     loss_scale: tf.Tensor
+    votes: tf.Tensor
+
+
+TrainStep = Callable[..., StepResult]
 
 
 class LossScale:
@@ -72,11 +79,12 @@ def make_step(
     accumulate: int = 1,
     objective: Objective | None = None,
     average: WeightAverage | None = None,
-) -> Callable[[Any, tf.Tensor], StepResult]:
-    """A compiled function (distributed batch, step number int64) -> StepResult that trains the trainable variables.
+) -> TrainStep:
+    """A compiled function (distributed batch, step number int64, vote=0) -> StepResult that trains the variables.
 
     A batch is (inputs, labels [B] int32), or (images, labels, plan [B, 5]) whose photos are mixed in pairs here, on the
     device; see `mixing.mix`. Each photo counts as much as any other, also where the replicas get different numbers.
+    The votes of several workers, float32, come back as one sum.
 
     Args:
       model: Images or features -> logits [B, C].
@@ -120,11 +128,11 @@ def make_step(
     # Replicas cannot meet inside a loop of the graph, as synchronised statistics make them do.
     sum_parts = _sum_unrolled if num_replicas > 1 and _is_synchronized(model) else _sum_in_loop
 
-    def replica_step(batch: tuple[Any, ...], step: Any, scale: Any) -> tuple[Any, ...]:
+    def replica_step(batch: tuple[Any, ...], step: Any, scale: Any, vote: Any) -> tuple[Any, ...]:
         context = tf.distribute.get_replica_context()
         old_statistics = [tf.identity(v) for v in statistics]
         size = tf.cast(tf.shape(batch[1])[0], tf.float32)
-        global_size = context.all_reduce(tf.distribute.ReduceOp.SUM, size)
+        global_size = _sum_over_replicas(context, size)
         first_part = context.replica_id_in_sync_group * accumulate
 
         def part_sums(number: Any) -> list[tf.Tensor]:
@@ -134,7 +142,7 @@ def make_step(
 
         zeros = [tf.zeros([])] * 3 + [tf.zeros_like(v.value) for v in variables]
         loss, correct, *to_reduce = part_sums(0) if accumulate == 1 else sum_parts(part_sums, accumulate, zeros)
-        weight, *gradients = context.all_reduce(tf.distribute.ReduceOp.SUM, to_reduce)
+        weight, votes, *gradients = _sum_over_replicas(context, [to_reduce[0], vote, *to_reduce[1:]])
         # They are divided by the number of photos already, which keeps float16 in range; without class weights it is 1.
         mean_weight = weight / global_size
         gradients = [g / (scale * mean_weight) for g in gradients]
@@ -142,7 +150,7 @@ def make_step(
         settle_statistics(context, old_statistics, tf.math.is_finite(norm))
         if spec.clip_norm is not None:
             gradients, _ = tf.clip_by_global_norm(gradients, spec.clip_norm, use_norm=norm)
-        return loss / weight, correct, norm, gradients
+        return loss / weight, correct, norm, votes, gradients
 
     def settle_statistics(context: Any, old_values: list[tf.Tensor], is_finite: tf.Tensor) -> None:
         """Makes the moving statistics one for all replicas; a step that is skipped leaves them as they were."""
@@ -150,7 +158,7 @@ def make_step(
             return
         values = [tf.convert_to_tensor(v) for v in statistics]
         if num_replicas > 1:  # equal already where they are synchronised
-            values = context.all_reduce(tf.distribute.ReduceOp.MEAN, values)
+            values = [total / num_replicas for total in _sum_over_replicas(context, values)]
         for variable, new, old in zip(statistics, values, old_values, strict=True):
             variable.assign(tf.where(is_finite, new, old))
 
@@ -164,18 +172,24 @@ def make_step(
         return tf.no_op()
 
     @tf.function
-    def step_fn(batch: Any, step: tf.Tensor) -> tuple[tf.Tensor, ...]:
+    def step_fn(batch: Any, step: tf.Tensor, vote: tf.Tensor) -> tuple[tf.Tensor, ...]:
         scale = tf.convert_to_tensor(loss_scale.scale)
-        loss, correct, norms, gradients = strategy.run(replica_step, args=(batch, step, scale))
-        norm = strategy.experimental_local_results(norms)[0]
+        loss, correct, *alike, gradients = strategy.run(replica_step, args=(batch, step, scale, vote))
+        norm, votes = (strategy.experimental_local_results(values)[0] for values in alike)
         is_finite = tf.math.is_finite(norm)
         # The choice is made outside of the replicas: inside, some could apply while others skip.
         tf.cond(is_finite, lambda: apply_on_all(gradients), tf.no_op)
         loss_scale.update(is_finite)
         total = tf.distribute.ReduceOp.SUM
-        return strategy.reduce(total, loss, axis=None), strategy.reduce(total, correct, axis=None), norm, scale
+        loss, correct = (strategy.reduce(total, values, axis=None) for values in (loss, correct))
+        return loss, correct, norm, scale, votes
 
-    return lambda batch, step: StepResult(*step_fn(batch, step))
+    return lambda batch, step, vote=_NO_VOTE: StepResult(*step_fn(batch, step, vote))
+
+
+def _sum_over_replicas(context: Any, values: Any) -> Any:
+    # The identities have a device, without which a worker with one replica cannot reduce what comes out of a loop.
+    return context.all_reduce(tf.distribute.ReduceOp.SUM, tf.nest.map_structure(tf.identity, values))
 
 
 def check_xla(model: keras.Model, strategy: tf.distribute.Strategy, xla: bool) -> None:

@@ -1,16 +1,19 @@
 """The training run: head first if asked, then the stages that are not frozen; resumable at any step, bit by bit."""
 
+import contextlib
 import dataclasses
 import inspect
 import logging
 import os
 import pathlib
+import signal
 import time
 from collections.abc import Iterator
 from typing import Any
 
 import gin
 import keras
+import numpy as np
 import tensorflow as tf
 
 from carbrand import checks, config, files
@@ -19,12 +22,12 @@ from carbrand.data.augment import Augment
 from carbrand.data.pipeline import Stream
 from carbrand.data.preprocess import Preprocess
 from carbrand.errors import ConfigError, DataError
-from carbrand.training import batches, checkpoint, guards, probe, signals
+from carbrand.training import batches, checkpoint, guards, probe, signals, workers
 from carbrand.training.hardware import Hardware
 from carbrand.training.losses import Loss, make_objective
 from carbrand.training.model import ModelSpec, boundary, logits_model
 from carbrand.training.optimizer import OptimizerSpec, learning_rate
-from carbrand.training.progress import Profile, Progress
+from carbrand.training.progress import Profile, Progress, Quiet
 from carbrand.training.settings import Phase, Schedule, Settings, plan, validation_steps
 from carbrand.training.trainer import Trainer, build_step, build_trainer, resume, save, set_up_devices
 from carbrand.training.validation import Validator
@@ -152,9 +155,12 @@ def run(
         raise ConfigError(f"--run={run_dir}: is a file. Name a folder.")
     strategy = set_up_devices(settings)
     run_dir.mkdir(parents=True, exist_ok=True)
-    with files.locked(run_dir / _LOCK, f"{run_dir}: another training writes here."), pipeline.data_errors():
+    here = workers.here()
+    again = f"{run_dir} holds its last checkpoint: give the same command again, for all workers, to go on from there."
+    with _locked(run_dir, here), workers.lost_ones(here, again), pipeline.data_errors():
         trainer = _set_up(data, run_dir, dataset, settings, strategy, keeping)
-        files.write_text(trainer.run / CONFIG_FILE, config.as_gin(settings.groups()))
+        if here.is_chief:
+            files.write_text(trainer.run / CONFIG_FILE, config.as_gin(settings.groups()))
         while not _is_finished(trainer):
             try:
                 _train(trainer, profile_steps)
@@ -164,7 +170,8 @@ def run(
     result = RunResult(trainer.step, accuracy, loss_value)
     totals = {"totals": dataclasses.asdict(trainer.totals), "rate_factor": trainer.rate_factor}
     description = {"format_version": FORMAT_VERSION, **dataclasses.asdict(result), **totals, **trainer.meta}
-    files.write_json(trainer.run / RUN_FILE, description)
+    if here.is_chief:
+        files.write_json(trainer.run / RUN_FILE, description)
     return result
 
 
@@ -183,6 +190,12 @@ def bound_settings() -> Settings:
         hardware=values["hardware"] or Hardware(),
         schedule=Schedule(**{field.name: values[field.name] for field in dataclasses.fields(Schedule)}),
     )
+
+
+def _locked(run_dir: pathlib.Path, here: workers.Workers) -> contextlib.AbstractContextManager[None]:
+    if not here.is_chief:
+        return contextlib.nullcontext()
+    return files.locked(run_dir / _LOCK, f"{run_dir}: another training writes here.")
 
 
 def _set_up(
@@ -244,7 +257,7 @@ def _train_phase(trainer: Trainer, phase: Phase, profile_steps: tuple[int, int] 
     make_batches = batches.source(trainer, phase)
     validator = Validator(trainer, phase, network, make_batches)
     validates_at = validation_steps(phase, _steps_per_epoch(trainer))
-    watch = guards.GradientWatch(trainer, phase)
+    watch = guards.Watch(trainer, phase)
     saved_at = time.monotonic()
     with (
         _progress(trainer, phase) as progress,
@@ -256,7 +269,7 @@ def _train_phase(trainer: Trainer, phase: Phase, profile_steps: tuple[int, int] 
             trainer.optimizer.learning_rate.assign(rate)
             profile.before(trainer.step)
             with guards.memory(trainer, phase):
-                result = train_step(batch, tf.constant(trainer.step, tf.int64))
+                result = train_step(batch, tf.constant(trainer.step, tf.int64), np.float32(trainer.stop_signal or 0))
             progress.add(result, input_wait_s)
             watch.add(trainer.step, rate, result)
             trainer.step += 1
@@ -268,9 +281,9 @@ def _train_phase(trainer: Trainer, phase: Phase, profile_steps: tuple[int, int] 
             if is_validated:
                 validator.validate(progress)
             is_over = trainer.step == phase.stop or (is_validated and _is_finished(trainer))
-            if is_over:
+            if is_over and trainer.workers.is_chief:
                 validator.show_errors(progress)
-            stop_signal = trainer.stop_signal  # read once: it may come at any moment
+            stop_signal = _stop_signal(trainer, watch)
             is_due = time.monotonic() - saved_at >= trainer.keeping.every_s
             if is_over or is_due or stop_signal is not None or trainer.is_among_best:
                 save(trainer)
@@ -280,6 +293,13 @@ def _train_phase(trainer: Trainer, phase: Phase, profile_steps: tuple[int, int] 
                 raise SystemExit(128 + stop_signal)
             if is_over:
                 return
+
+
+def _stop_signal(trainer: Trainer, watch: guards.Watch) -> int | None:
+    """The signal by which to stop now; several workers stop after the same step, by their votes."""
+    if trainer.workers.count == 1:
+        return trainer.stop_signal
+    return (trainer.stop_signal or signal.SIGTERM) if watch.has_votes else None
 
 
 def _timed(values: Iterator[Any]) -> Iterator[tuple[Any, float]]:
@@ -302,7 +322,9 @@ def _learning_rate(trainer: Trainer, phase: Phase) -> float:
     return trainer.rate_factor * learning_rate(phase.peak_rate, step, num_steps, phase.warmup_steps)
 
 
-def _progress(trainer: Trainer, phase: Phase) -> Progress:
+def _progress(trainer: Trainer, phase: Phase) -> Progress | Quiet:
+    if not trainer.workers.is_chief:
+        return Quiet()
     return Progress(
         trainer.run,
         trainer.totals,
@@ -320,7 +342,8 @@ def _solve_phase(trainer: Trainer, phase: Phase) -> None:
         trainer.step = phase.stop
         validator = Validator(trainer, phase, network, batches.source(trainer, phase))
         validator.validate(progress)
-        validator.show_errors(progress)
+        if trainer.workers.is_chief:
+            validator.show_errors(progress)
     save(trainer)
 
 

@@ -4,7 +4,6 @@ import dataclasses
 import json
 import logging
 import pathlib
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import keras
@@ -13,13 +12,14 @@ import tensorflow as tf
 import carbrand
 from carbrand.data import manifest
 from carbrand.errors import CheckpointError
-from carbrand.training import checkpoint, hardware, weights
+from carbrand.training import checkpoint, hardware, weights, workers
 from carbrand.training.averaging import WeightAverage
 from carbrand.training.losses import log_priors, make_objective
 from carbrand.training.model import boundary, build_model, freeze, logits_model
 from carbrand.training.optimizer import build_optimizer
 from carbrand.training.settings import Phase, Settings, check_batch
-from carbrand.training.step import LossScale, StepResult, check_xla, make_step
+from carbrand.training.step import LossScale, TrainStep, check_xla, make_step
+from carbrand.training.workers import Workers
 
 # A resumed run may differ in these: they are of the past, or change nothing.
 _MAY_CHANGE = ("carbrand_version", "weights.path", "stream.threads", "stream.max_damaged_fraction")
@@ -72,6 +72,11 @@ class Trainer:
     def note_signal(self, number: int) -> None:
         """Asks for an end after what is under way."""
         self.stop_signal = number
+
+    @property
+    def workers(self) -> Workers:
+        """The processes that train together."""
+        return workers.here()
 
     @property
     def batch_size(self) -> int:
@@ -196,11 +201,12 @@ def state_of(trainer: Trainer) -> checkpoint.State:
 
 
 def save(trainer: Trainer) -> None:
-    """Writes a checkpoint of the present state, and removes those that are not to be kept."""
-    checkpoint.save_latest(trainer.run, state_of(trainer), trainer.keeping)
+    """Writes a checkpoint of the present state, and removes those that are not to be kept; the chief does."""
+    if trainer.workers.is_chief:
+        checkpoint.save_latest(trainer.run, state_of(trainer), trainer.keeping)
 
 
-def build_step(trainer: Trainer, phase: Phase) -> tuple[keras.Model, Callable[[Any, tf.Tensor], StepResult]]:
+def build_step(trainer: Trainer, phase: Phase) -> tuple[keras.Model, TrainStep]:
     """The phase's network, from images or stored features to logits, and the compiled step that trains it."""
     freeze(trainer.model, phase.freeze_until)
     with trainer.strategy.scope():

@@ -12,7 +12,7 @@ from carbrand.data.contact_sheet import Cell, ContactSheet
 from carbrand.data.reader import RecordReader
 from carbrand.training import features
 from carbrand.training.losses import cross_entropy
-from carbrand.training.progress import Progress
+from carbrand.training.progress import Progress, Quiet
 from carbrand.training.settings import Phase
 from carbrand.training.trainer import Trainer, Validation
 
@@ -33,7 +33,7 @@ class Validator:
         self._labels = manifest.load_index(trainer.data, "validation")["label"]
         self._logits = np.zeros([0, network.output.shape[-1]], np.float32)
 
-    def validate(self, progress: Progress) -> None:
+    def validate(self, progress: Progress | Quiet) -> None:
         """Adds accuracy and loss at the present step to the run's."""
         trainer, labels = self._trainer, self._labels
         with trainer.average.in_use():
@@ -44,7 +44,7 @@ class Validator:
         trainer.validations.append(Validation(trainer.step, accuracy, loss))
         progress.log_validation(trainer.step, phase=self._phase.name, accuracy=accuracy, loss=loss)
 
-    def show_errors(self, progress: Progress) -> None:
+    def show_errors(self, progress: Progress | Quiet) -> None:
         """Draws the photos that the last validation got most wrong, to a file of the run and to TensorBoard."""
         trainer, guesses = self._trainer, self._logits.argmax(-1)
         wrong = np.flatnonzero(guesses != self._labels)

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import math
 import os
@@ -16,7 +17,6 @@ from carbrand.errors import CheckpointError, ConfigError, GateError
 from carbrand.training import checkpoint, guards, train, trainer
 from carbrand.training.model import ModelSpec
 from carbrand.training.optimizer import OptimizerSpec
-from carbrand.training.step import StepResult
 from carbrand.training.trainer import Validation
 from carbrand.training.weights import Weights
 
@@ -47,14 +47,14 @@ def altering_steps(monkeypatch, alter):
 
     def build_step(*arguments):
         network, train_step = original(*arguments)
-        return network, lambda batch, step: alter(train_step(batch, step), batch, int(step))
+        return network, lambda batch, step, *vote: alter(train_step(batch, step, *vote), batch, int(step))
 
     monkeypatch.setattr(train, "build_step", build_step)
 
 
-def not_finite(result, loss_scale=1.0):
+def not_finite(result):
     nan = tf.constant(math.nan)
-    return StepResult(loss=nan, correct=result.correct, gradient_norm=nan, loss_scale=tf.constant(loss_scale))
+    return dataclasses.replace(result, loss=nan, gradient_norm=nan)
 
 
 @pytest.mark.parametrize(
@@ -126,8 +126,9 @@ def test_a_run_that_is_killed_after_going_back_goes_on_with_the_lower_rates(draw
 
 def test_a_loss_scale_that_is_too_large_sends_nothing_back(drawn_records, tmp_path, monkeypatch):
     def alter(result, batch, step):
-        inf = tf.constant(math.inf)
-        return StepResult(result.loss, result.correct, inf, tf.constant(2.0)) if step == 5 else result
+        if step != 5:
+            return result
+        return dataclasses.replace(result, gradient_norm=tf.constant(math.inf), loss_scale=tf.constant(2.0))
 
     altering_steps(monkeypatch, alter)
     train.run(drawn_records, tmp_path / "run", **options(epochs=2))
