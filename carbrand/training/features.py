@@ -16,7 +16,7 @@ from carbrand import files
 from carbrand.data import blocks, pipeline
 from carbrand.data.order import Order
 from carbrand.errors import DataError
-from carbrand.training import workers
+from carbrand.training import hardware
 
 # Where the rows of a result are those of the records, a damaged record is an error.
 STRICT = pipeline.Stream(max_damaged_fraction=0)
@@ -47,7 +47,7 @@ def outputs(
     """
     remaining = num_examples
     batch_size = dataset.element_spec[0].shape[0]
-    here = workers.here().count
+    here = hardware.workers_of(strategy).count
     parts = dataset.rebatch(batch_size // (strategy.num_replicas_in_sync // here), drop_remainder=True)
     if here > 1:  # TensorFlow would ask all workers before each batch whether they have one, unless they never end
         parts = parts.repeat()

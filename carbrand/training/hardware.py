@@ -11,6 +11,7 @@ import tensorflow as tf
 from carbrand import checks
 from carbrand.errors import ConfigError
 from carbrand.training import workers
+from carbrand.training.workers import Workers
 
 PRECISIONS = ("float32", "mixed_float16", "mixed_bfloat16")
 
@@ -42,21 +43,11 @@ class Hardware:
 
 
 def make_strategy(hardware: Hardware) -> tf.distribute.Strategy:
-    """A MirroredStrategy over the devices asked for, or a MultiWorkerMirroredStrategy once all workers are there.
+    """A MirroredStrategy over the devices asked for.
 
     Raises:
       ConfigError: More replicas than GPUs, or TensorFlow has already set up fewer logical CPU devices.
-      WorkerError: Other workers did not come.
     """
-    here = workers.here()
-    if here.count > 1:
-        if hardware.replicas:
-            raise ConfigError(
-                f"hardware.replicas={hardware.replicas} with {here.count} workers: each takes all GPUs that it sees. "
-                "Set it to 0."
-            )
-        workers.rendezvous(here, hardware.wait_for_workers_s)
-        return tf.distribute.MultiWorkerMirroredStrategy()
     gpus = tf.config.list_logical_devices("GPU") if tf.config.list_physical_devices("GPU") else []
     if gpus:
         replicas = hardware.replicas or len(gpus)
@@ -68,6 +59,30 @@ def make_strategy(hardware: Hardware) -> tf.distribute.Strategy:
     cpus = _logical_cpus(hardware.replicas or 1)
     # The default reduction keeps state in the process, so that a second strategy object fails in it.
     return tf.distribute.MirroredStrategy(cpus, cross_device_ops=tf.distribute.ReductionToOneDevice())
+
+
+def make_training_strategy(hardware: Hardware) -> tf.distribute.Strategy:
+    """`make_strategy`, or with several workers a MultiWorkerMirroredStrategy, once all of them are there.
+
+    Raises:
+      ConfigError: As `make_strategy`, or the replicas of several workers are chosen.
+      WorkerError: Other workers did not come.
+    """
+    here = workers.here()
+    if here.count == 1:
+        return make_strategy(hardware)
+    if hardware.replicas:
+        raise ConfigError(
+            f"hardware.replicas={hardware.replicas} with {here.count} workers: each takes all GPUs that it sees. "
+            "Set it to 0."
+        )
+    workers.rendezvous(here, hardware.wait_for_workers_s)
+    return tf.distribute.MultiWorkerMirroredStrategy()
+
+
+def workers_of(strategy: tf.distribute.Strategy) -> Workers:
+    """The processes that train together by `strategy`."""
+    return workers.here() if isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy) else Workers()
 
 
 @contextlib.contextmanager

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 from carbrand import checks
 from carbrand.errors import ConfigError, GateError, WorkerError
-from carbrand.training import signals, workers
+from carbrand.training import signals, trial_process, workers
 
 _POLL_S = 0.2
 _GRACE_S = 15.0  # to end by itself; TensorFlow is deaf to SIGTERM while it waits for a peer that is gone
@@ -69,7 +69,10 @@ def run(command: Sequence[str], count: int, *, grace_s: float = _GRACE_S) -> int
             return max(codes)
         if codes[0] in (ConfigError.exit_code, GateError.exit_code):  # its own line has said what is wrong, for all
             return codes[0]
-        raise WorkerError(_what_happened(failed, codes[failed], errors[failed]))
+        raise WorkerError(
+            f"worker {failed}: {trial_process.reason(errors[failed], codes[failed])}; the others were ended. Give the "
+            "same command again to go on from the last checkpoint."
+        )
 
 
 def _wait(processes: Sequence[subprocess.Popen[bytes]]) -> int | None:
@@ -101,15 +104,6 @@ def _end(processes: Sequence[subprocess.Popen[bytes]], grace_s: float) -> None:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
-
-
-def _what_happened(index: int, code: int, errors: pathlib.Path) -> str:
-    how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
-    lines = errors.read_text(errors="replace").splitlines() if errors.exists() else []
-    last = next((f" ({line})" for line in reversed(lines) if line.strip()), "")
-    return (
-        f"worker {index} {how}{last}; the others were ended. Give the same command again to go on from the checkpoint."
-    )
 
 
 def _free_addresses(count: int) -> tuple[str, ...]:

@@ -23,7 +23,7 @@ from carbrand.data.pipeline import Stream
 from carbrand.data.preprocess import Preprocess
 from carbrand.errors import ConfigError, DataError
 from carbrand.training import batches, checkpoint, guards, probe, signals, workers
-from carbrand.training.hardware import Hardware
+from carbrand.training.hardware import Hardware, workers_of
 from carbrand.training.losses import Loss, make_objective
 from carbrand.training.model import ModelSpec, boundary, logits_model
 from carbrand.training.optimizer import OptimizerSpec, learning_rate
@@ -155,7 +155,7 @@ def run(
         raise ConfigError(f"--run={run_dir}: is a file. Name a folder.")
     strategy = set_up_devices(settings)
     run_dir.mkdir(parents=True, exist_ok=True)
-    here = workers.here()
+    here = workers_of(strategy)
     again = f"{run_dir} holds its last checkpoint: give the same command again, for all workers, to go on from there."
     with _locked(run_dir, here), workers.lost_ones(here, again), pipeline.data_errors():
         trainer = _set_up(data, run_dir, dataset, settings, strategy, keeping)

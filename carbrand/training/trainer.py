@@ -12,7 +12,7 @@ import tensorflow as tf
 import carbrand
 from carbrand.data import manifest
 from carbrand.errors import CheckpointError
-from carbrand.training import checkpoint, hardware, weights, workers
+from carbrand.training import checkpoint, hardware, weights
 from carbrand.training.averaging import WeightAverage
 from carbrand.training.losses import log_priors, make_objective
 from carbrand.training.model import boundary, build_model, freeze, logits_model
@@ -76,7 +76,7 @@ class Trainer:
     @property
     def workers(self) -> Workers:
         """The processes that train together."""
-        return workers.here()
+        return hardware.workers_of(self.strategy)
 
     @property
     def batch_size(self) -> int:
@@ -123,7 +123,7 @@ def set_up_devices(settings: Settings) -> tf.distribute.Strategy:
     """Seeds and devices as `settings` want them, before anything is computed."""
     schedule = settings.schedule
     hardware.set_up(schedule.seed, schedule.deterministic)
-    strategy = hardware.make_strategy(settings.hardware)
+    strategy = hardware.make_training_strategy(settings.hardware)
     check_batch(settings, strategy.num_replicas_in_sync)
     return strategy
 

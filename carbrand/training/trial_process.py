@@ -97,11 +97,11 @@ def validations(folder: pathlib.Path) -> list[dict[str, Any]]:
     return [row for row in rows if row["split"] == "validation"]
 
 
-def reason(folder: pathlib.Path, exit_code: int) -> str:
-    """Why the process in `folder` failed, in one line: the last error that it printed, or else its exit code."""
+def reason(output: pathlib.Path, exit_code: int) -> str:
+    """Why a process failed, in one line: the last error that it printed to `output`, or else its exit code."""
     if exit_code < 0:
         return f"killed by {signal.Signals(-exit_code).name}"
-    lines = (folder / OUTPUT).read_text(errors="replace").splitlines()
+    lines = output.read_text(errors="replace").splitlines() if output.exists() else []
     errors = [line for line in lines if re.match(r"[\w.]*(Error|Exception|Exit|Interrupt)\b", line)]
     return errors[-1] if errors else f"exit code {exit_code}"
 

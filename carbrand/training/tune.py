@@ -237,7 +237,7 @@ def _train(tuner: _Tuner, trial: optuna.Trial, place: int, trials: int) -> float
     if ended.was_stopped:
         log.info("trial %d: pruned after %d validations: %s", number, len(rows), tune_report.figures(**validation))
         raise optuna.TrialPruned
-    raise _failed(trial, trial_process.reason(folder, ended.exit_code))
+    raise _failed(trial, trial_process.reason(folder / trial_process.OUTPUT, ended.exit_code))
 
 
 def _last_value(trial: optuna.Trial, metric: str) -> float:

@@ -121,9 +121,7 @@ def _gather(workers: Workers, waiting: _Waiting) -> None:
         try:
             server = stack.enter_context(socket.create_server(("", port)))
         except OSError as error:
-            raise WorkerError(
-                f"Port {port} of {TF_CONFIG} is not free here ({error.strerror}). Name another."
-            ) from error
+            raise WorkerError(f"{TF_CONFIG}: port {port} is not free here. Name another for all workers.") from error
         server.settimeout(_POLL_S)
         while len(others) < workers.count - 1:
             missing = [i for i in range(1, workers.count) if i not in others]
@@ -164,9 +162,7 @@ def lost_ones(workers: Workers, then: str) -> Iterator[None]:
         yield
     except tf.errors.OpError as error:
         if workers.count > 1 and any(sign in error.message for sign in _LOST):
-            raise WorkerError(
-                f"worker {workers.index}: another worker is gone, or cannot be reached. {then}"
-            ) from error
+            raise WorkerError(f"worker {workers.index}: another one is gone, or cannot be reached. {then}") from error
         raise
 
 

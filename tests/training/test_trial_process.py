@@ -66,4 +66,4 @@ def test_a_folder_has_one_process_at_a_time(tmp_path):
 )
 def test_the_reason_of_a_failure_is_one_line(tmp_path, code, reason):
     ended = run(tmp_path, code)
-    assert trial_process.reason(tmp_path, ended.exit_code) == reason
+    assert trial_process.reason(tmp_path / trial_process.OUTPUT, ended.exit_code) == reason
