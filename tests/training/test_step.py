@@ -69,7 +69,7 @@ def assert_close(ours, theirs, tolerance):
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
-@pytest.mark.parametrize("replicas", [2, 4])
+@pytest.mark.parametrize("replicas", [2, 4, 8])
 def test_replicas_change_neither_losses_nor_weights(replicas, optimizer):
     spec = OptimizerSpec(name=optimizer, weight_decay=0.01, clip_norm=0.5, label_smoothing=0.1)
     one, many = Run(1, spec=spec, dropout=0.3), Run(replicas, spec=spec, dropout=0.3)
