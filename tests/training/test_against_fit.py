@@ -159,7 +159,7 @@ def test_xla_compiles_two_replicas(trainer):
 
 @BOTH
 def test_two_kills_in_one_epoch_cost_nothing(trainer, tmp_path):
-    """By exceptions here; `test_kills` and `test_train` kill processes."""
+    """By exceptions here; `test_killed_runs` and `test_train` kill processes."""
     batches, epochs = 8, 3
     x, y = np.tile(X, (2, 1)), np.tile(Y, 2)
 

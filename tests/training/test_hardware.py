@@ -11,8 +11,8 @@ def test_replicas_on_the_cpu():
 
 
 def test_more_replicas_than_devices_raises():
-    with pytest.raises(ConfigError, match="hardware.replicas=5, but this process was started with 4 CPU devices"):
-        make_strategy(Hardware(replicas=5))
+    with pytest.raises(ConfigError, match="hardware.replicas=9, but this process was started with 8 CPU devices"):
+        make_strategy(Hardware(replicas=9))
 
 
 def test_unknown_precision_raises():
