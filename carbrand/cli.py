@@ -105,7 +105,7 @@ def _add_stage(stages: argparse._SubParsersAction, name: str, purpose: str, exam
 
 def _add_gin(stage: argparse.ArgumentParser) -> None:
     stage.add_argument(
-        "--gin_file", action="append", default=[], help="recipe: a path, or probe, finetune, scratch, smoke"
+        "--gin_file", action="append", default=[], help="recipe: a path, or probe, transfer, finetune, scratch, smoke"
     )
     stage.add_argument(
         "--gin_param", action="append", default=[], metavar="NAME=VALUE", help="binding, over the recipe's"
@@ -459,12 +459,7 @@ def _add_tune(stages: argparse._SubParsersAction) -> None:
         "--study", required=True, help="folder for the trials, best.gin, trials.csv, study.png; resumes what is there"
     )
     stage.add_argument("--space", required=True, metavar="FILE", help="search space: a path, or probe, finetune")
-    stage.add_argument(
-        "--gin_file", action="append", default=[], help="recipe: a path, or probe, finetune, scratch, smoke"
-    )
-    stage.add_argument(
-        "--gin_param", action="append", default=[], metavar="NAME=VALUE", help="binding, over the recipe's"
-    )
+    _add_gin(stage)
     stage.add_argument("--trials", required=True, type=int, metavar="N", help="trials to have in all, of all tuners")
     stage.add_argument(
         "--metric", default=None, help="loss (default) or accuracy of the last validation; few photos tie in accuracy"
