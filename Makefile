@@ -21,7 +21,7 @@ check: $(READY)
 
 # The tests that take minutes.
 slow: $(READY)
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m slow -n 2 --dist worksteal
 
 # A wheel, installed into its own environment far from the sources, runs the demo.
 wheel: $(READY)

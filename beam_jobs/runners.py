@@ -12,6 +12,9 @@ import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 
+# What goes wrong in gRPC is raised too; its log would only add to that, and to Ctrl-C, lines that mean nothing to users.
+os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+
 # Beam logs on import that packages for Google Cloud are absent; nobody here misses them.
 logging.disable(logging.WARNING)
 import apache_beam as beam  # noqa: E402

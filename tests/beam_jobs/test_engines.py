@@ -158,6 +158,7 @@ def test_dask_writes_the_same_tree(photos, expected, dask, tmp_path, monkeypatch
     assert tree(build(table, tmp_path / "out", **dask)) == expected
 
 
+@pytest.mark.slow
 def test_every_engine_appends_the_same(old, more_photos, dask, tmp_path):
     expected = tree(build(more_photos, tmp_path / "one", None, append_to=old, workers=1))
     for name, engine in {"two": {"workers": 2}, "bundles": BUNDLES, "dask": dask}.items():

@@ -123,3 +123,16 @@ def test_a_killed_worker_ends_the_process_with_one_line(tmp_path):
     assert "BuildError: a worker process died (Worker subprocess exited with return code" in ended.stderr
     assert f"return code {-signal.SIGKILL}" in ended.stderr
     assert len(ended.stderr.splitlines()) == 1
+
+
+def test_grpc_adds_no_lines_of_its_own():
+    code = textwrap.dedent("""
+        from beam_jobs import runners
+        import grpc
+        from concurrent import futures
+        grpc.server(futures.ThreadPoolExecutor(1)).add_insecure_port("192.0.2.1:1")  # no address of this machine
+    """)
+    environment = {name: value for name, value in os.environ.items() if name != "GRPC_VERBOSITY"}
+    ended = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60)
+    assert "RuntimeError: Failed to bind to address 192.0.2.1:1" in ended.stderr
+    assert ended.stderr.startswith("Traceback")

@@ -171,7 +171,7 @@ def test_images_grow_with_the_epochs_and_are_traced_once_for_each_size(drawn_rec
 
     def make_step(model, *rest, **options):
         step = original(model, *rest, **options)
-        return lambda batch, number: shapes.append(batch[0].shape[1:3]) or step(batch, number)
+        return lambda batch, *rest: shapes.append(batch[0].shape[1:3]) or step(batch, *rest)
 
     traced = []
     monkeypatch.setattr(trainer, "make_step", make_step)
@@ -429,6 +429,7 @@ def test_frozen_backbone_is_run_once_over_each_photo(drawn_records, tmp_path, mo
     assert len(list((tmp_path / "run" / "features").glob("*.npy"))) == 2
 
 
+@pytest.mark.slow
 def test_features_of_the_head_come_from_those_of_a_lower_stage(drawn_records, tmp_path, monkeypatch):
     made = []
     original = features.compute

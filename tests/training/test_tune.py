@@ -296,7 +296,7 @@ def test_real_trainings(drawn_records, tmp_path, capfd):
     )
     arguments = ["tune", "--data", str(drawn_records), "--study", str(tmp_path / "study")]
     arguments += ["--space", str(tmp_path / "small.space"), "--gin_file", "smoke", "--trials", "2"]
-    arguments += ["--gin_param", "weights.path = 'random'"]
+    arguments += ["--pruner", "none", "--gin_param", "weights.path = 'random'"]
     assert cli._run(cli._parse(["carbrand", *arguments])) == 0
     output = capfd.readouterr()
     assert re.search(r"2 complete, 0 pruned, 0 failed\nBest: .*best.gin\n$", output.out)
