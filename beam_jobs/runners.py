@@ -12,7 +12,7 @@ import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 
-# What goes wrong in gRPC is raised too; its log would only add to that, and to Ctrl-C, lines that mean nothing to users.
+# What goes wrong in gRPC is raised too; its own lines would only hide that, and puzzle whoever stops a build by Ctrl-C.
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 # Beam logs on import that packages for Google Cloud are absent; nobody here misses them.
