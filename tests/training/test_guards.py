@@ -1,8 +1,6 @@
 import dataclasses
 import json
 import math
-import os
-import signal
 
 import numpy as np
 import pytest
@@ -195,8 +193,12 @@ def test_the_best_checkpoints_stay_and_can_be_asked_for(drawn_records, tmp_path,
     assert checkpoint.load_run(tmp_path / "run").meta["step"] == validated[4]
 
 
+def interrupt(*_):
+    raise KeyboardInterrupt
+
+
 def test_a_run_without_such_a_checkpoint_says_so(drawn_records, tmp_path, monkeypatch):
-    monkeypatch.setattr(train, "_train", lambda *_: os.kill(os.getpid(), signal.SIGINT))
+    monkeypatch.setattr(train, "_train", interrupt)
     with pytest.raises(KeyboardInterrupt):
         train.run(drawn_records, tmp_path / "run", **options())
     with pytest.raises(CheckpointError, match="no validated checkpoint was kept. Train with train.run.keep_best = 1"):

@@ -330,8 +330,12 @@ def test_average_is_validated_evaluated_and_resumed(drawn_records, tmp_path, mon
     assert metrics.log_loss == pytest.approx(result.validation_loss, rel=1e-4)
 
 
+def interrupt(*_):
+    raise KeyboardInterrupt
+
+
 def test_training_can_begin_with_the_shares_of_the_brands(drawn_records, tmp_path, monkeypatch):
-    monkeypatch.setattr(train, "_train", lambda *_: os.kill(os.getpid(), signal.SIGINT))
+    monkeypatch.setattr(train, "_train", interrupt)
     with pytest.raises(KeyboardInterrupt):
         train.run(drawn_records, tmp_path / "run", **probe_options(model=ModelSpec("v1", "conv5", prior_bias=True)))
     state = checkpoint.load_latest(tmp_path / "run")
