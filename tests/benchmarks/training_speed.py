@@ -52,10 +52,10 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("step", "end_to_end", "checkpoint"))
     parser.add_argument("--data", type=pathlib.Path, help="records, for end_to_end and checkpoint")
-    parser.add_argument("--size", type=int, default=64, help="side of the images, in pixels (default: %(default)s)")
-    parser.add_argument("--batch", type=int, default=16, help="photos per step (default: %(default)s)")
-    parser.add_argument("--steps", type=int, default=10, help="of each, in a round (default: %(default)s)")
-    parser.add_argument("--rounds", type=int, default=7, help="(default: %(default)s)")
+    parser.add_argument("--size", type=int, default=128, help="side of the images, in pixels (default: %(default)s)")
+    parser.add_argument("--batch", type=int, default=32, help="photos per step (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=3, help="of each, in a round (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=5, help="(default: %(default)s)")
     options = parser.parse_args()
     {"step": steps, "end_to_end": end_to_end, "checkpoint": checkpoints}[options.what](options)
 
@@ -162,7 +162,7 @@ def compare(ways, options):
 
 def end_to_end(options):
     run = run_on_records(options, pathlib.Path())
-    (phase,) = (phase for phase in plan(run.dataset.splits["train"].num_examples, run.settings) if phase.stop)
+    (phase,) = (phase for phase in plan(run.manifest.splits["train"].num_examples, run.settings) if phase.stop)
     _, step = trainer.build_step(run, phase)
     records = batches.training_batches(run, phase, batches.source(run, phase))
     memory = itertools.repeat(next(records))
