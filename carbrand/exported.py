@@ -30,6 +30,7 @@ class Exported:
       jpeg_quality: Of the photos that have to be encoded again before they reach the graph.
       variables: Path of every model variable, in the order in which the SavedModel holds them.
       facts: Where the model comes from: run, step, dataset fingerprint, versions.
+      temperature: By which the logits are to be divided for honest probabilities; the graph's are as trained.
     """
 
     brands: tuple[str, ...]
@@ -39,6 +40,7 @@ class Exported:
     jpeg_quality: int
     variables: tuple[str, ...]
     facts: dict[str, Any]
+    temperature: float = 1.0
     format_version: int = FORMAT_VERSION
 
 

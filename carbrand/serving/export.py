@@ -93,6 +93,7 @@ def _describe(model: keras.Model, meta: dict[str, Any], brands: tuple[str, ...],
         resize_short_px=meta["resize_short_px"],
         jpeg_quality=meta["jpeg_quality"],
         variables=tuple(variable.path for variable in model.variables),
+        temperature=checkpoint.temperature(meta),
         facts={**facts, "carbrand_version": carbrand.__version__, "tensorflow_version": tf.__version__},
     )
 

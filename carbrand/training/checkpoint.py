@@ -50,9 +50,9 @@ class Keeping:
         checks.number("train.run.keep_best", self.best, at_least=0, whole=True)
 
     def best_steps(self, validations: Iterable[Sequence[float]]) -> list[int]:
-        """The steps whose checkpoints stay for the loss; `validations` are rows (step, accuracy, loss)."""
+        """The steps whose checkpoints stay for the loss; `validations` are rows of `trainer.Validation`."""
         finite = [row for row in validations if math.isfinite(row[2])]
-        return [int(step) for step, _, _ in sorted(finite, key=lambda row: row[2])[: self.best]]
+        return [int(row[0]) for row in sorted(finite, key=lambda row: row[2])[: self.best]]
 
 
 class DamagedCheckpointError(CheckpointError):
@@ -203,6 +203,12 @@ def load_model(run: str | os.PathLike[str], which: str = "latest") -> tuple[kera
         )
     restore(model.variables, state.best_model, "The model's variables")
     return model, state.meta
+
+
+def temperature(meta: dict[str, Any]) -> float:
+    """By which the logits of a state of `load_model` are divided for honest probabilities: of its last validation."""
+    validations = [row for row in meta["validations"] if row[0] <= meta["step"]]
+    return float(validations[-1][3]) if validations else 1.0
 
 
 def restore(variables: list[Any], arrays: dict[str, np.ndarray], what: str) -> None:

@@ -97,12 +97,21 @@ def boundary(model: keras.Model, frozen_until: str) -> keras.KerasTensor:
         return model.get_layer("pool").output
     if frozen_until == "conv1":
         return model.get_layer("pool1_pool").output
-    return model.get_layer(f"{frozen_until}_block{BLOCKS[frozen_until][1]}_out").output
+    return _end_of_stage(model, frozen_until)
+
+
+def last_features(model: keras.Model) -> keras.KerasTensor:
+    """The output of the last stage [B, h, w, C], before pooling."""
+    return _end_of_stage(model, "conv5")
 
 
 def logits_model(model: keras.Model, inputs: keras.KerasTensor | None = None) -> keras.Model:
     """The same layers from `inputs` (default: the images) up to the logits [B, C] float32, without the softmax."""
     return keras.Model(model.input if inputs is None else inputs, model.get_layer("logits").output, name="logits_only")
+
+
+def _end_of_stage(model: keras.Model, stage: str) -> keras.KerasTensor:
+    return model.get_layer(f"{stage}_block{BLOCKS[stage][1]}_out").output
 
 
 @keras.saving.register_keras_serializable("carbrand")

@@ -166,8 +166,8 @@ def run(
                 _train(trainer, profile_steps)
             except guards.NotFiniteError as error:
                 guards.roll_back(trainer, error)
-    _, accuracy, loss_value = trainer.validations[-1]
-    result = RunResult(trainer.step, accuracy, loss_value)
+    last = trainer.validations[-1]
+    result = RunResult(trainer.step, last.accuracy, last.loss)
     totals = {"totals": dataclasses.asdict(trainer.totals), "rate_factor": trainer.rate_factor}
     description = {"format_version": FORMAT_VERSION, **dataclasses.asdict(result), **totals, **trainer.meta}
     if here.is_chief:

@@ -28,11 +28,12 @@ log = logging.getLogger(__name__)
 
 
 class Validation(NamedTuple):
-    """What the validation split said after a step: accuracy, and mean cross-entropy."""
+    """What the validation split said after a step: accuracy, mean cross-entropy, and the temperature for it."""
 
     step: int
     accuracy: float
     loss: float
+    temperature: float = 1.0
 
 
 @dataclasses.dataclass

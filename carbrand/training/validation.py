@@ -10,7 +10,7 @@ from PIL import Image
 from carbrand.data import manifest, records
 from carbrand.data.contact_sheet import Cell, ContactSheet
 from carbrand.data.reader import RecordReader
-from carbrand.training import features
+from carbrand.training import features, temperature
 from carbrand.training.losses import cross_entropy
 from carbrand.training.progress import Progress, Quiet
 from carbrand.training.settings import Phase
@@ -34,14 +34,14 @@ class Validator:
         self._logits = np.zeros([0, network.output.shape[-1]], np.float32)
 
     def validate(self, progress: Progress | Quiet) -> None:
-        """Adds accuracy and loss at the present step to the run's."""
+        """Adds what is found at the present step to the run's validations."""
         trainer, labels = self._trainer, self._labels
         with trainer.average.in_use():
             outputs = features.outputs(self._forward, self._batches, len(labels), trainer.strategy)
             self._logits = np.concatenate(list(outputs))
         accuracy = float((self._logits.argmax(-1) == labels).mean())
         loss = float(self._losses().mean())
-        trainer.validations.append(Validation(trainer.step, accuracy, loss))
+        trainer.validations.append(Validation(trainer.step, accuracy, loss, temperature.fit(labels, self._logits)))
         progress.log_validation(trainer.step, phase=self._phase.name, accuracy=accuracy, loss=loss)
 
     def show_errors(self, progress: Progress | Quiet) -> None:

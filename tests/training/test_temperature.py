@@ -1,0 +1,41 @@
+import numpy as np
+import pytest
+import scipy.special
+
+from carbrand.training import temperature
+
+
+def drawn(true_temperature, num_photos=20_000):
+    rng = np.random.default_rng(0)
+    logits = 3 * rng.normal(size=(num_photos, 5))
+    honest = scipy.special.softmax(logits / true_temperature, axis=1)
+    labels = (rng.random((num_photos, 1)) > honest.cumsum(axis=1)).sum(axis=1)
+    return np.minimum(labels, 4), logits
+
+
+@pytest.mark.parametrize("planted", [0.5, 1.0, 3.0])
+def test_a_planted_temperature_is_found(planted):
+    assert temperature.fit(*drawn(planted)) == pytest.approx(planted, rel=0.03)
+
+
+def test_at_the_optimum_confidence_in_the_true_brand_is_what_the_logits_expect():
+    # The derivative of the loss by 1 / T: the mean logit of the true brand is the mean of the expected logits.
+    labels, logits = drawn(2.0, 300)
+    scaled = scipy.special.softmax(logits / temperature.fit(labels, logits), axis=1)
+    assert logits[np.arange(300), labels].mean() == pytest.approx((scaled * logits).sum(axis=1).mean(), abs=1e-3)
+
+
+def test_scaling_probabilities_is_scaling_logits():
+    _, logits = drawn(1.0, 50)
+    probabilities = scipy.special.softmax(logits, axis=1)
+    np.testing.assert_allclose(temperature.scale(probabilities, 2.5), scipy.special.softmax(logits / 2.5, axis=1))
+    np.testing.assert_array_equal(temperature.scale(probabilities, 2.5).argmax(1), logits.argmax(1))
+
+
+def test_a_probability_of_zero_stays_finite():
+    assert temperature.scale([[1.0, 0.0]], 2.0).tolist() == [[1.0, pytest.approx(0, abs=1e-100)]]
+
+
+@pytest.mark.parametrize(("logits", "expected"), [([[5.0, 0.0]], 0.05), ([[-5.0, 0.0]], 20.0), ([[np.nan, 0.0]], 1.0)])
+def test_what_one_photo_says_is_limited(logits, expected):
+    assert temperature.fit([0], logits) == pytest.approx(expected, rel=0.01)
