@@ -7,36 +7,38 @@ import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
-import scipy.stats
 import sklearn.metrics
 from numpy.typing import ArrayLike, NDArray
 
 from carbrand.errors import DataError
+from carbrand.evaluation import bootstrap, weighted
+from carbrand.evaluation.bootstrap import Interval
 
 TOP_K = (1, 3, 5)
-CONFIDENCE_LEVEL = 0.95
-CALIBRATION_BINS = 15  # Guo et al. 2017, arXiv:1706.04599, 5
 # Room for probabilities that a network computed in bfloat16 or float16.
 SUM_TOLERANCE = 1e-3
-
-
-@dataclasses.dataclass(frozen=True)
-class Interval:
-    """A 95 % confidence interval, ends in [0, 1]."""
-
-    low: float
-    high: float
+BRAND_SCORES = ("precision", "recall", "f1", "average_precision", "roc_auc")
+_UNBOUNDED = ("log_loss", "brier_score")
 
 
 @dataclasses.dataclass(frozen=True)
 class BrandMetrics:
-    """One brand against the rest, in [0, 1]; all three None when the split holds no photo of it (`support` 0)."""
+    """One brand against the rest, in [0, 1]; all None when the split holds no photo of it (`support` 0).
+
+    Attributes:
+        average_precision: area under the curve of precision over recall, in steps.
+        roc_auc: area under the ROC curve; None too when the split holds this brand only.
+        intervals: by the names of the numbers above; none for what is None.
+    """
 
     brand: str
     support: int
     precision: float | None
     recall: float | None
     f1: float | None
+    average_precision: float | None
+    roc_auc: float | None
+    intervals: dict[str, Interval]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,40 +51,62 @@ class Average:
 
 
 @dataclasses.dataclass(frozen=True)
+class ReliabilityBin:
+    """Photos of about the same confidence: its mean, and the share of them that are right."""
+
+    photos: int
+    confidence: float
+    accuracy: float
+
+
+@dataclasses.dataclass(frozen=True)
 class Metrics:
     """What `compute` returns; `dataclasses.asdict` turns it into JSON values, with None for what is undefined.
 
     Attributes:
         examples: number of photos, at least 1.
+        groups: how many groups they form, of which the intervals draw.
         accuracy: share of photos whose most probable brand is theirs.
-        accuracy_interval: Wilson score interval of `accuracy`.
         top_k_accuracy: "top_1", "top_3", "top_5", those below the number of brands: share of photos whose brand is
             among the k most probable.
         log_loss: mean cross-entropy, in nats; a probability of 0 counts as 2.2e-16, so it is always finite.
+        brier_score: mean over the photos of the squared distances of all probabilities from 0 or 1, in [0, 2].
         expected_calibration_error: mean distance between confidence and accuracy over bins, in [0, 1].
         macro: plain mean over the brands that have examples.
         micro: all decisions pooled; for one brand per photo, each of the three is the accuracy.
         weighted: mean over the brands, weighted by support.
+        mean_average_precision: plain mean over the brands that have examples.
+        mean_roc_auc: the same; None where no brand has one.
         brands_without_examples: the brands left out of `macro`, in label order.
         per_brand: in label order.
         confusion_matrix: [C][C] counts, rows true, columns predicted, both in label order.
+        reliability: up to 15 bins of as many photos each, at least 25, least confident first.
+        intervals: 95 % intervals of the numbers above by name, "top_3", "macro_f1", "weighted_recall" and the like
+            among them; without those that a bootstrap cannot give, of the log loss of a single photo for example.
     """
 
     examples: int
+    groups: int
     accuracy: float
-    accuracy_interval: Interval
     top_k_accuracy: dict[str, float]
     log_loss: float
+    brier_score: float
     expected_calibration_error: float
     macro: Average
     micro: Average
     weighted: Average
+    mean_average_precision: float
+    mean_roc_auc: float | None
     brands_without_examples: list[str]
     per_brand: list[BrandMetrics]
     confusion_matrix: list[list[int]]
+    reliability: list[ReliabilityBin]
+    intervals: dict[str, Interval]
 
 
-def compute(labels: ArrayLike, probabilities: ArrayLike, brands: Sequence[str]) -> Metrics:
+def compute(
+    labels: ArrayLike, probabilities: ArrayLike, brands: Sequence[str], groups: ArrayLike | None = None
+) -> Metrics:
     """Compares true labels with predicted probabilities.
 
     Of equally probable brands, the one with the lower label ranks first, here and in `numpy.argmax`.
@@ -91,89 +115,137 @@ def compute(labels: ArrayLike, probabilities: ArrayLike, brands: Sequence[str]) 
         labels: [N] int in [0, C), N at least 1.
         probabilities: [N, C] float, each row at least 0 and summing to 1 within 1e-3.
         brands: C names in label order, C at least 2.
+        groups: [N] which photos belong together, as near copies do; by default each stands for itself. The intervals
+            draw groups, not photos.
 
     Raises:
         DataError: the arrays do not fit each other, or hold a value that is no label or no probability.
     """
     labels = np.asarray(labels)
     probabilities = np.asarray(probabilities, np.float64)
-    _check(labels, probabilities, brands)
-    # sklearn's log_loss warns on sums that are not exactly 1.
-    normalized = probabilities / probabilities.sum(axis=1, keepdims=True)
-    predicted = probabilities.argmax(axis=1)
-    is_correct = predicted == labels
-    all_labels = range(len(brands))
-    per_brand = _per_brand(labels, predicted, brands)
-    present = [label for label, row in enumerate(per_brand) if row.support]
+    check(labels, probabilities, brands)
+    groups = np.arange(len(labels)) if groups is None else np.asarray(groups)
+    ones = np.ones((len(labels), 1))
+    values = {name: column[..., 0] for name, column in numbers(labels, probabilities, ones).items()}
+    blocks = [numbers(labels, probabilities, weights) for weights in bootstrap.resamples(groups)]
+    samples = {name: np.concatenate([block[name] for block in blocks], axis=-1) for name in values}
+    num_groups = len(np.unique(groups))
+    averages = {
+        name: Average(*(float(values[f"{name}_{score}"]) for score in BRAND_SCORES[:3]))
+        for name in ("macro", "weighted")
+    }
+    per_brand = [_brand(brand, label, labels, groups, values, samples) for label, brand in enumerate(brands)]
+    accuracy = float(values["accuracy"])
     return Metrics(
         examples=len(labels),
-        accuracy=float(is_correct.mean()),
-        accuracy_interval=wilson_interval(int(is_correct.sum()), len(labels)),
-        top_k_accuracy=_top_k_accuracy(labels, probabilities),
-        log_loss=float(sklearn.metrics.log_loss(labels, normalized, labels=all_labels)),
-        expected_calibration_error=calibration_error(probabilities.max(axis=1), is_correct),
-        macro=_average(labels, predicted, present, "macro"),
-        micro=_average(labels, predicted, all_labels, "micro"),
-        weighted=_average(labels, predicted, present, "weighted"),
+        groups=num_groups,
+        accuracy=accuracy,
+        top_k_accuracy={f"top_{k}": float(values[f"top_{k}"]) for k in TOP_K if k < len(brands)},
+        log_loss=float(values["log_loss"]),
+        brier_score=float(values["brier_score"]),
+        expected_calibration_error=float(values["expected_calibration_error"]),
+        macro=averages["macro"],
+        micro=Average(accuracy, accuracy, accuracy),
+        weighted=averages["weighted"],
+        mean_average_precision=float(values["mean_average_precision"]),
+        mean_roc_auc=_or_none(values["mean_roc_auc"]),
         brands_without_examples=[row.brand for row in per_brand if not row.support],
         per_brand=per_brand,
-        confusion_matrix=sklearn.metrics.confusion_matrix(labels, predicted, labels=all_labels).tolist(),
+        confusion_matrix=sklearn.metrics.confusion_matrix(
+            labels, probabilities.argmax(axis=1), labels=range(len(brands))
+        ).tolist(),
+        reliability=reliability(labels, probabilities),
+        intervals=_intervals({name: value for name, value in values.items() if not value.ndim}, samples, num_groups),
     )
 
 
-def wilson_interval(successes: int, trials: int) -> Interval:
-    """95 % Wilson score interval of a proportion; `trials` at least 1."""
-    interval = scipy.stats.binomtest(successes, trials).proportion_ci(CONFIDENCE_LEVEL, method="wilson")
-    return Interval(float(interval.low), float(interval.high))
+def numbers(
+    labels: NDArray[np.integer], probabilities: NDArray[np.floating], weights: NDArray[np.floating]
+) -> dict[str, NDArray[np.floating]]:
+    """All numbers of photos that count `weights` [N, R]: by name [R], and those of the brands [C, R].
 
-
-def calibration_error(confidence: NDArray[np.floating], is_correct: NDArray[np.bool_]) -> float:
-    """Expected calibration error over 15 bins of equal mass (Nixon et al. 2019, arXiv:1904.01685, 3).
-
-    Photos of the same confidence share a bin, so that their order does not matter; bins then differ in size. Below
-    15 photos each has a bin of its own, and the number says little.
-
-    Args:
-        confidence: [N] probability of the predicted brand.
-        is_correct: [N] whether that brand is the true one.
+    `precision`, `recall`, `f1`, `average_precision` and `roc_auc` are those of the brands.
     """
-    photos_below = scipy.stats.rankdata(confidence, method="min").astype(np.int64) - 1
-    bins = photos_below * CALIBRATION_BINS // len(confidence)
-    gaps = np.bincount(bins, weights=confidence - is_correct)  # per bin: photos × (mean confidence - accuracy)
-    return float(np.abs(gaps).sum() / len(confidence))
+    num_brands = probabilities.shape[1]
+    predicted = probabilities.argmax(axis=1)
+    confidence = probabilities.max(axis=1)
+    is_correct = predicted == labels
+    is_label = labels[:, np.newaxis] == np.arange(num_brands)
+    normalized = probabilities / probabilities.sum(axis=1, keepdims=True)
+    of_label = np.maximum(normalized[is_label], np.finfo(np.float64).eps)
+    *scores, share = weighted.brand_scores(labels, predicted, num_brands, weights)
+    rankings = [weighted.ranking(probabilities[:, c], is_label[:, c], weights) for c in range(num_brands)]
+    by_brand = dict(zip(BRAND_SCORES, [*scores, *map(np.array, zip(*rankings, strict=True))], strict=True))
+    brands_before = _brands_before(labels, probabilities)
+    return {
+        "accuracy": weighted.mean(is_correct, weights),
+        **{f"top_{k}": weighted.mean(brands_before < k, weights) for k in TOP_K if k < num_brands},
+        "log_loss": weighted.mean(-np.log(of_label), weights),
+        "brier_score": weighted.mean(np.square(normalized - is_label).sum(axis=1), weights),
+        "expected_calibration_error": weighted.calibration_error(confidence, is_correct, weights),
+        **{f"macro_{name}": weighted.macro(by_brand[name]) for name in BRAND_SCORES[:3]},
+        **{f"weighted_{name}": np.nansum(share * by_brand[name], axis=0) for name in BRAND_SCORES[:3]},
+        "mean_average_precision": weighted.macro(by_brand["average_precision"]),
+        "mean_roc_auc": weighted.macro(by_brand["roc_auc"]),
+        **by_brand,
+    }
 
 
-def _top_k_accuracy(labels: NDArray[np.integer], probabilities: NDArray[np.floating]) -> dict[str, float]:
-    # Not sklearn's top_k_accuracy_score: of equal probabilities it ranks the higher label first, against argmax.
-    of_label = np.take_along_axis(probabilities, labels[:, np.newaxis], axis=1)
-    is_lower_label = np.arange(probabilities.shape[1]) < labels[:, np.newaxis]
-    brands_before = ((probabilities > of_label) | ((probabilities == of_label) & is_lower_label)).sum(axis=1)
-    return {f"top_{k}": float((brands_before < k).mean()) for k in TOP_K if k < probabilities.shape[1]}
-
-
-def _per_brand(
-    labels: NDArray[np.integer], predicted: NDArray[np.integer], brands: Sequence[str]
-) -> list[BrandMetrics]:
-    # zero_division=0: a brand that has examples and is never predicted has precision 0.
-    columns = sklearn.metrics.precision_recall_fscore_support(
-        labels, predicted, labels=range(len(brands)), zero_division=0
-    )
+def reliability(labels: NDArray[np.integer], probabilities: NDArray[np.floating]) -> list[ReliabilityBin]:
+    """Confidence against accuracy, in bins of about as many photos each, those of `expected_calibration_error`."""
+    confidence, is_correct = probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
+    bins = weighted.calibration_bins(confidence, np.ones((len(labels), 1)))[:, 0]
     return [
-        BrandMetrics(brand, int(support), float(precision), float(recall), float(f1))
-        if support
-        else BrandMetrics(brand, 0, None, None, None)
-        for brand, precision, recall, f1, support in zip(brands, *columns, strict=True)
+        ReliabilityBin(int(among.sum()), float(confidence[among].mean()), float(is_correct[among].mean()))
+        for among in (bins == number for number in np.unique(bins))
     ]
 
 
-def _average(labels: NDArray[np.integer], predicted: NDArray[np.integer], over: Sequence[int], average: str) -> Average:
-    precision, recall, f1, _ = sklearn.metrics.precision_recall_fscore_support(
-        labels, predicted, labels=over, average=average, zero_division=0
+def _brands_before(labels: NDArray[np.integer], probabilities: NDArray[np.floating]) -> NDArray[np.integer]:
+    """How many brands rank before the true one, [N]."""
+    # Not sklearn's top_k_accuracy_score: of equal probabilities it ranks the higher label first, against argmax.
+    of_label = np.take_along_axis(probabilities, labels[:, np.newaxis], axis=1)
+    is_lower_label = np.arange(probabilities.shape[1]) < labels[:, np.newaxis]
+    return ((probabilities > of_label) | ((probabilities == of_label) & is_lower_label)).sum(axis=1)
+
+
+def _brand(
+    brand: str,
+    label: int,
+    labels: NDArray[np.integer],
+    groups: NDArray,
+    values: dict[str, NDArray[np.floating]],
+    samples: dict[str, NDArray[np.floating]],
+) -> BrandMetrics:
+    is_brand = labels == label
+    of_brand = {name: values[name][label] for name in BRAND_SCORES}
+    drawn = {name: samples[name][label] for name in BRAND_SCORES}
+    return BrandMetrics(
+        brand,
+        int(is_brand.sum()),
+        **{name: _or_none(value) for name, value in of_brand.items()},
+        intervals=_intervals(of_brand, drawn, len(np.unique(groups[is_brand]))),
     )
-    return Average(float(precision), float(recall), float(f1))
 
 
-def _check(labels: NDArray, probabilities: NDArray[np.floating], brands: Sequence[str]) -> None:
+def _intervals(
+    values: dict[str, NDArray[np.floating]], samples: dict[str, NDArray[np.floating]], num_groups: int
+) -> dict[str, Interval]:
+    intervals = {}
+    for name, value in values.items():
+        if name not in _UNBOUNDED:
+            intervals[name] = bootstrap.share_interval(float(value), samples[name], num_groups)
+        elif num_groups > 1:
+            intervals[name] = bootstrap.interval(float(value), samples[name])
+    return {name: interval for name, interval in intervals.items() if interval}
+
+
+def _or_none(value: NDArray[np.floating]) -> float | None:
+    return None if np.isnan(value) else float(value)
+
+
+def check(labels: NDArray, probabilities: NDArray[np.floating], brands: Sequence[str]) -> None:
+    """Raises DataError if the arrays are none that `compute` takes."""
     if len(brands) < 2:
         raise DataError(f"brands: {list(brands)} is fewer than 2. Evaluate a model that tells at least 2 brands apart.")
     if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):

@@ -16,7 +16,7 @@ from sklearn.linear_model import LogisticRegression
 
 from carbrand.data import pipeline
 from carbrand.data.preprocess import Preprocess
-from carbrand.evaluation.metrics import wilson_interval
+from carbrand.evaluation.bootstrap import wilson_interval
 from carbrand.training import checkpoint
 
 

@@ -24,7 +24,7 @@ from sklearn.model_selection import StratifiedKFold, cross_val_score
 from beam_jobs import build_dataset, build_output
 from carbrand.data import manifest, pipeline
 from carbrand.data.preprocess import Preprocess
-from carbrand.evaluation.metrics import wilson_interval
+from carbrand.evaluation.bootstrap import wilson_interval
 from carbrand.training import weights
 from carbrand.training.model import ModelSpec, build_model
 

@@ -9,6 +9,7 @@ import sklearn.metrics
 
 from carbrand.errors import DataError
 from carbrand.evaluation import metrics
+from carbrand.evaluation.bootstrap import Interval
 
 BRANDS = ["Audi", "BMW", "Kia", "Seat"]
 
@@ -115,15 +116,16 @@ def test_brand_without_examples_has_no_scores_and_no_part_in_the_macro_mean():
     # Kia has no photo and is predicted once; Seat has none and is never predicted.
     result = metrics.compute([0, 0, 1, 1], one_hot([0, 0, 1, 2]), BRANDS)
     assert result.brands_without_examples == ["Kia", "Seat"]
-    assert result.per_brand[2] == metrics.BrandMetrics("Kia", 0, None, None, None)
-    assert result.per_brand[3] == metrics.BrandMetrics("Seat", 0, None, None, None)
+    assert result.per_brand[2] == metrics.BrandMetrics("Kia", 0, None, None, None, None, None, {})
+    assert result.per_brand[3] == metrics.BrandMetrics("Seat", 0, None, None, None, None, None, {})
     assert result.macro == metrics.Average(precision=1.0, recall=0.75, f1=pytest.approx((1 + 2 / 3) / 2))
     assert result.micro == metrics.Average(0.75, 0.75, 0.75)
 
 
 def test_brand_that_is_never_predicted_has_precision_0():
     result = metrics.compute([0, 1], one_hot([0, 0]), BRANDS)
-    assert result.per_brand[1] == metrics.BrandMetrics("BMW", 1, 0.0, 0.0, 0.0)
+    row = result.per_brand[1]
+    assert (row.brand, row.support, row.precision, row.recall, row.f1) == ("BMW", 1, 0.0, 0.0, 0.0)
     assert result.macro == metrics.Average(0.25, 0.5, pytest.approx(1 / 3))
 
 
@@ -142,34 +144,81 @@ def test_one_example():
     assert result.log_loss == pytest.approx(0.5108256)  # -ln 0.6
     assert result.expected_calibration_error == pytest.approx(0.4)
     # z² / (1 + z²) with z = 1.959964
-    assert result.accuracy_interval == metrics.Interval(pytest.approx(0.206549, abs=1e-6), pytest.approx(1.0))
+    assert result.intervals["accuracy"] == Interval(pytest.approx(0.206549, abs=1e-6), pytest.approx(1.0))
 
 
-def test_wilson_interval_by_hand():
-    # p = 0.8, n = 10, z² = 3.841459: centre (8 + z²/2) / (10 + z²) = 0.716740,
-    # half width z / (10 + z²) * sqrt(10 * 0.8 * 0.2 + z²/4) = 0.226578.
-    interval = metrics.wilson_interval(8, 10)
-    assert interval.low == pytest.approx(0.490162, abs=2e-6)
-    assert interval.high == pytest.approx(0.943318, abs=2e-6)
+def test_brier_score_equals_sklearn():
+    for seed in range(20):
+        labels, probabilities, brands = random_case(seed)
+        exact = probabilities / probabilities.sum(axis=1, keepdims=True)
+        expected = sklearn.metrics.brier_score_loss(labels, exact, labels=range(len(brands)), scale_by_half=False)
+        assert metrics.compute(labels, probabilities, brands).brier_score == pytest.approx(expected)
 
 
-def test_calibration_error_by_hand():
-    # Fewer than 15 photos of different confidence: one bin each; gaps 0.5, 0.4, 0.1 (wrong, right, right).
-    error = metrics.calibration_error(np.array([0.5, 0.6, 0.9]), np.array([False, True, True]))
-    assert error == pytest.approx((0.5 + 0.4 + 0.1) / 3)
+def test_rankings_equal_sklearn():
+    for seed in range(20):
+        labels, probabilities, brands = random_case(seed)
+        result = metrics.compute(labels, probabilities, brands)
+        areas = []
+        for label, row in enumerate(result.per_brand):
+            is_label = labels == label
+            if is_label.any():
+                expected = sklearn.metrics.average_precision_score(is_label, probabilities[:, label])
+                assert row.average_precision == pytest.approx(expected)
+            if is_label.any() and not is_label.all():
+                areas.append(sklearn.metrics.roc_auc_score(is_label, probabilities[:, label]))
+                assert row.roc_auc == pytest.approx(areas[-1])
+        assert result.mean_roc_auc == (pytest.approx(np.mean(areas)) if areas else None)
+        present = [row.average_precision for row in result.per_brand if row.support]
+        assert result.mean_average_precision == pytest.approx(np.mean(present))
 
 
-def test_calibration_bins_hold_equally_many_photos():
-    # 30 photos in ascending confidence, so two a bin; of each two one is right: gap |mean confidence - 0.5|.
-    confidence = np.linspace(0.51, 0.99, 30)
-    is_correct = np.arange(30) % 2 == 0
-    expected = np.mean([abs((confidence[i] + confidence[i + 1]) / 2 - 0.5) for i in range(0, 30, 2)])
-    assert metrics.calibration_error(confidence, is_correct) == pytest.approx(expected)
+def test_every_number_has_an_interval_that_holds_it():
+    labels, probabilities, brands = random_case(4)
+    result = metrics.compute(labels, probabilities, brands)
+    values = {**dataclasses.asdict(result), **result.top_k_accuracy}
+    values |= {f"macro_{name}": value for name, value in dataclasses.asdict(result.macro).items()}
+    values |= {f"weighted_{name}": value for name, value in dataclasses.asdict(result.weighted).items()}
+    assert set(result.intervals) == {
+        *("accuracy", "top_1", "top_3", "top_5", "log_loss", "brier_score", "expected_calibration_error"),
+        *("macro_precision", "macro_recall", "macro_f1", "weighted_precision", "weighted_recall", "weighted_f1"),
+        *("mean_average_precision", "mean_roc_auc"),
+    }
+    for name, interval in result.intervals.items():
+        assert interval.low < interval.high
+        # That of the calibration error may lie above it: drawing photos twice makes bins less even.
+        assert interval.low <= values[name] <= interval.high or name == "expected_calibration_error"
+    for row in result.per_brand:
+        for name, interval in row.intervals.items():
+            assert interval.low <= getattr(row, name) <= interval.high
+        assert set(row.intervals) == ({*metrics.BRAND_SCORES} if row.support else set())
+
+
+def test_near_copies_make_intervals_wider():
+    labels, probabilities, brands = random_case(4)
+    copies = np.repeat(np.arange(len(labels)), 4)
+    grouped = metrics.compute(labels[copies], probabilities[copies], brands, copies)
+    alone = metrics.compute(labels[copies], probabilities[copies], brands)
+    assert (grouped.groups, alone.groups) == (len(labels), len(copies))
+    widths = [result.intervals["macro_f1"].high - result.intervals["macro_f1"].low for result in (grouped, alone)]
+    assert widths[0] > 1.5 * widths[1]
+
+
+def test_reliability_by_hand():
+    # Two bins of 25 photos of 60 %, of which 20 are right, and of 90 %, of which 21 are.
+    probabilities = [[0.4, 0.6]] * 25 + [[0.9, 0.1]] * 25
+    result = metrics.compute([1] * 20 + [0] * 5 + [0] * 21 + [1] * 4, probabilities, BRANDS[:2])
+    assert result.reliability == [
+        metrics.ReliabilityBin(25, pytest.approx(0.6), 0.8),
+        metrics.ReliabilityBin(25, pytest.approx(0.9), 0.84),
+    ]
+    assert result.expected_calibration_error == pytest.approx((0.2 + 0.06) / 2)
 
 
 def test_photos_of_equal_confidence_share_a_bin():
-    error = metrics.calibration_error(np.full(100, 0.8), np.arange(100) < 75)
-    assert error == pytest.approx(0.05)
+    result = metrics.compute([0] * 75 + [1] * 25, [[0.8, 0.2]] * 100, BRANDS[:2])
+    assert result.expected_calibration_error == pytest.approx(0.05)
+    assert [row.photos for row in result.reliability] == [100]
 
 
 def test_log_loss_of_a_certain_mistake_is_finite():
