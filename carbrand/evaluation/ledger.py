@@ -1,0 +1,40 @@
+"""How often a split was looked at: each look at test photos that leads to another model makes its numbers rosier."""
+
+import datetime
+import fcntl
+import json
+import logging
+import os
+import pathlib
+from typing import Any
+
+FILE_NAME = "evaluations.jsonl"
+
+log = logging.getLogger(__name__)
+
+
+def add(data: str | os.PathLike[str], split: str, records: str, entry: dict[str, Any]) -> int | None:
+    """Adds an evaluation to the ledger of a records folder.
+
+    Args:
+        data: the folder.
+        split: of it.
+        records: its fingerprint.
+        entry: JSON values: which model, and what came out.
+
+    Returns:
+        How many evaluations of this split there have been, this one included; None where nothing can be written.
+    """
+    path = pathlib.Path(data) / FILE_NAME
+    time = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    row = {"time": time, "split": split, "records": records, **entry}
+    try:
+        with path.open("a+", encoding="utf-8") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+            file.seek(0)
+            rows = [json.loads(line) for line in file]
+    except OSError as error:
+        log.warning("%s: cannot be written (%s), so nobody will know that %s was evaluated.", path, error, split)
+        return None
+    return sum(row["split"] == split and row["records"] == records for row in rows)
