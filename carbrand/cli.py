@@ -84,6 +84,7 @@ def make_parser() -> argparse.ArgumentParser:
         _add_train,
         _add_tune,
         _add_evaluate,
+        _add_explain,
         _add_export,
         _add_predict,
     ):
@@ -501,7 +502,7 @@ def _add_evaluate(stages: argparse._SubParsersAction) -> None:
         "carbrand evaluate --run runs/first --data records --split test",
     )
     model = stage.add_mutually_exclusive_group(required=True)
-    model.add_argument("--run", help="folder of a run")
+    model.add_argument("--run", nargs="+", help="folder of a run; of several, a table and a picture compare them")
     model.add_argument("--model", help="folder of an exported model")
     stage.add_argument("--data", required=True, help="folder of records")
     stage.add_argument("--split", default="test", help="train, validation or test (default: %(default)s)")
@@ -509,6 +510,12 @@ def _add_evaluate(stages: argparse._SubParsersAction) -> None:
         "--output", default=None, help="folder for the report (default: evaluation-SPLIT in the run or model)"
     )
     _add_checkpoint(stage)
+    stage.add_argument(
+        "--baseline",
+        default=None,
+        metavar="REPORT",
+        help="report folder, or report.json, of the model before: exit with 3 if this one is worse on the same photos",
+    )
     stage.set_defaults(handler=_evaluate)
 
 
@@ -516,19 +523,63 @@ def _evaluate(options: argparse.Namespace) -> int:
     from carbrand.data import manifest
 
     manifest.load(options.data)
+    if len(options.run or ()) > 1 and (options.output is None or options.baseline is not None):
+        raise ConfigError("--run names several runs: give --output, the folder for the comparison, and no --baseline.")
     _load_tensorflow()
-    from carbrand.evaluation import evaluate, report
+    from carbrand.evaluation import compare, evaluate
 
-    result, folder = evaluate.run(
-        options.data,
+    folders = []
+    for run in options.run or [None]:
+        _, folder = evaluate.run(
+            options.data,
+            run_dir=run,
+            model_dir=options.model,
+            split=options.split,
+            output=options.output if len(options.run or ()) < 2 else None,
+            which=options.checkpoint,
+            baseline=options.baseline,
+        )
+        folders.append(folder)
+        print((folder / "report.txt").read_text(), end="")
+        print(f"Report: {folder / 'report.html'}\n")
+    if len(folders) > 1:
+        print(compare.run(folders, options.output), end="")
+        print(f"Comparison: {pathlib.Path(options.output) / compare.PICTURE}")
+    return 0
+
+
+def _add_explain(stages: argparse._SubParsersAction) -> None:
+    stage = _add_stage(
+        stages,
+        "explain",
+        "show where in photos a brand was seen, as a picture with heat maps",
+        "carbrand explain --run runs/first --output explained.png photo.jpg other.jpg",
+    )
+    model = stage.add_mutually_exclusive_group(required=True)
+    model.add_argument("--run", help="folder of a run")
+    model.add_argument("--model", help="folder of an exported model")
+    stage.add_argument("--output", required=True, help="picture to write, .png or .jpg")
+    stage.add_argument(
+        "--brand", action="append", help="whose heat map to show; may be repeated (default: the 3 most probable)"
+    )
+    stage.add_argument("paths", nargs="+", metavar="PHOTO", help="photos")
+    _add_checkpoint(stage)
+    stage.set_defaults(handler=_explain)
+
+
+def _explain(options: argparse.Namespace) -> int:
+    _load_tensorflow()
+    from carbrand.evaluation import explain
+
+    explain.run(
+        options.paths,
+        options.output,
         run_dir=options.run,
         model_dir=options.model,
-        split=options.split,
-        output=options.output,
         which=options.checkpoint,
+        brands=options.brand or (),
     )
-    print(report.text(result, report.load(folder)["facts"]), end="")
-    print(f"Report: {folder}")
+    print(f"Picture: {pathlib.Path(options.output)}")
     return 0
 
 

@@ -2,20 +2,18 @@
 
 import os
 import pathlib
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Iterator
 
 import numpy as np
 import tensorflow as tf
 import tqdm
 
-from carbrand import exported
-from carbrand.data import manifest, pipeline, records
-from carbrand.data.preprocess import Preprocess
+from carbrand.data import catalogue, manifest, pipeline, records
 from carbrand.data.reader import RecordReader
-from carbrand.errors import ConfigError, DataError
-from carbrand.evaluation import metrics, report
-from carbrand.training import checkpoint, features, hardware
+from carbrand.errors import DataError, GateError
+from carbrand.evaluation import calibration, card, gate, heatmap, ledger, metrics, page, report, slices, trained
+from carbrand.evaluation.results import Evaluation, PhotoRow
+from carbrand.evaluation.trained import Trained
 
 
 def run(
@@ -26,83 +24,108 @@ def run(
     split: str = "test",
     output: str | os.PathLike[str] | None = None,
     which: str = "latest",
+    baseline: str | os.PathLike[str] | None = None,
     batch_size: int = 64,
 ) -> tuple[metrics.Metrics, pathlib.Path]:
     """Evaluates a checkpoint of a run, or an exported model, in float32.
 
     Args:
-      data: A records folder with the brands that the model was trained on.
+      data: A records folder with the brands that the model was trained on; its `evaluations.jsonl` notes the look.
       run_dir: A run; or
       model_dir: An exported model.
       split: Of `data`.
       output: Gets the report; by default the folder `evaluation-SPLIT` in the run or model folder.
       which: Of the run's checkpoints: "latest" or "best", see `checkpoint.load_run`.
+      baseline: A report of the model before, on the same photos: its folder, or the report.json in it.
       batch_size: Photos per forward pass, over all replicas; the result does not depend on it.
 
     Returns:
       The metrics, and the folder of the report.
 
     Raises:
-      DataError: The split is empty, or `data` has other brands than the model.
+      DataError: The split is empty, or `data` has other brands than the model, or `baseline` other photos.
+      GateError: The model is worse than `baseline`, by macro F1 or on a part of the photos; the report is written.
     """
-    if (run_dir is None) == (model_dir is None):
-        raise ConfigError("Evaluate one of --run and --model.")
-    if model_dir is not None and which != "latest":
-        raise ConfigError(f"--checkpoint={which}: an exported model has one state. Leave it out, or give --run.")
-    source = pathlib.Path(run_dir or model_dir or "")
     dataset = manifest.load(data)
-    predict, brands, facts = _run_predictor(source, which) if run_dir else _export_predictor(source)
-    if brands != dataset.brands:
-        raise DataError(f"{data}: has the brands {', '.join(dataset.brands)}; {source} knows {', '.join(brands)}.")
     reader = RecordReader(data, split)
-    batches = predict(data, split, batch_size)
+    before = None if baseline is None else report.load_predictions(baseline)
+    model = trained.load(run_dir, model_dir, which)
+    if model.brands != dataset.brands:
+        theirs, ours = ", ".join(dataset.brands), ", ".join(model.brands)
+        raise DataError(f"{data}: has the brands {theirs}; {model.folder} knows {ours}.")
     with pipeline.data_errors():
+        batches = model.predict(data, split, batch_size)
         probabilities = np.concatenate(list(_with_progress(batches, len(reader), f"evaluate {split}")))
-    result = metrics.compute(reader.labels, probabilities, brands)
-    folder = pathlib.Path(output) if output else source / f"evaluation-{split}"
-    facts = {"model": str(source), **facts, "records": dataset.fingerprint, "split": split}
-    report.write(folder, metrics=result, rows=_rows(reader, probabilities), facts=facts)
+    photos = catalogue.of_shards(data, [shard.name for shard in dataset.splits[split].shards])
+    groups, labels = [photo.group for photo in photos], reader.labels
+    columns = slices.columns_of(photos)
+    result = metrics.compute(labels, probabilities, model.brands, groups)
+    scores = {"accuracy": result.accuracy, "macro_f1": result.macro.f1}
+    facts = {"model": str(model.folder), **model.facts, "records": dataset.fingerprint, "split": split}
+    looks = ledger.add(data, split, dataset.fingerprint, {**facts, **scores})
+    evaluation = Evaluation(
+        facts={**facts, "evaluations of this split so far": looks},
+        metrics=result,
+        calibration=calibration.compute(labels, probabilities, model.temperature),
+        slices=slices.compute(columns, probabilities.argmax(axis=1) == labels, groups),
+        comparison=None if before is None else _compare(before, str(baseline), dataset, photos, probabilities, columns),
+    )
+    folder = pathlib.Path(output) if output else model.folder / f"evaluation-{split}"
+    html = page.render(evaluation, labels, probabilities, photos, run=model.folder, pictures=_Pictures(model, reader))
+    pages = {"report.html": html, card.FILE_NAME: card.render(evaluation, dataset, model)}
+    report.write(folder, evaluation, _rows(photos, probabilities), pages)
+    worse = [row for row in evaluation.comparison or [] if row.is_worse]
+    if worse:
+        raise GateError(
+            f"{model.folder}: worse than {baseline} beyond chance: "
+            + ", ".join(f"{row.what} {100 * row.before:.1f} -> {100 * row.now:.1f} %" for row in worse[:5])
+            + f"{', …' if len(worse) > 5 else ''}. {folder / 'report.txt'} has all {len(worse)}."
+        )
     return result, folder
 
 
-_Predict = Callable[[Any, str, int], Iterator[np.ndarray]]
+class _Pictures:
+    """The evaluated photos for people to look at, by their number in the split."""
+
+    def __init__(self, model: Trained, reader: RecordReader) -> None:
+        self._model, self._reader = model, reader
+
+    def photo(self, number: int) -> bytes:
+        """As a JPEG."""
+        return bytes(records.parse_bytes(self._reader.read(number), "image/encoded"))
+
+    def heat(self, numbers: list[int], labels: list[int]) -> list[bytes]:
+        """What the model sees of photos, as JPEGs, with the map of what speaks for the brand of a label."""
+        if not numbers:
+            return []
+        preprocess = self._model.preprocess
+        images = np.stack([preprocess(tf.constant(self.photo(number))).numpy() for number in numbers])
+        maps = heatmap.make(self._model.make_model())(images, np.array(labels))
+        return [heatmap.overlay(*pair) for pair in zip(images, maps, strict=True)]
 
 
-def _run_predictor(run_dir: pathlib.Path, which: str) -> tuple[_Predict, tuple[str, ...], dict[str, Any]]:
-    strategy = hardware.make_strategy(hardware.Hardware())
-    with strategy.scope():
-        model, meta = checkpoint.load_model(run_dir, which)
-    preprocess = Preprocess(**meta["config"]["preprocess"])
-
-    def predict(data: Any, split: str, batch_size: int) -> Iterator[np.ndarray]:
-        batch_size = -(-batch_size // strategy.num_replicas_in_sync) * strategy.num_replicas_in_sync
-        dataset = pipeline.make_dataset(
-            data,
-            split,
-            batch_size=batch_size,
-            is_training=False,
-            preprocess=preprocess,
-            stream=features.STRICT,
-            pad_last=True,
-        )
-        num_examples = manifest.load(data).splits[split].num_examples
-        return features.outputs(features.make_forward(model, strategy), dataset, num_examples, strategy)
-
-    return predict, tuple(meta["brands"]), {"step": meta["step"], "trained_on": meta["dataset"]}
-
-
-def _export_predictor(model_dir: pathlib.Path) -> tuple[_Predict, tuple[str, ...], dict[str, Any]]:
-    description = exported.load(model_dir)
-    signature = tf.saved_model.load(str(exported.saved_model(model_dir))).signatures["serving_default"]
-
-    def predict(data: Any, split: str, batch_size: int) -> Iterator[np.ndarray]:
-        reader = RecordReader(data, split)
-        for start in range(0, len(reader), batch_size):
-            numbers = range(start, min(start + batch_size, len(reader)))
-            encoded = [records.decode(tf.constant(reader.read(n)))["image/encoded"] for n in numbers]
-            yield signature(tf.stack(encoded))["probabilities"].numpy()
-
-    return predict, description.brands, description.facts
+def _compare(
+    before: list[dict[str, str]],
+    where: str,
+    dataset: manifest.Manifest,
+    photos: list[catalogue.Row],
+    probabilities: np.ndarray,
+    columns: dict[str, list[str]],
+) -> list[gate.Difference]:
+    theirs, ours = gate.common([row["sha256"] for row in before], [photo.sha256 for photo in photos], where)
+    predicted = [row["predicted"] for row in before]
+    unknown = sorted(set(predicted) - set(dataset.brands))
+    if unknown:
+        raise DataError(f"{where}: predicts {unknown[0]}, which is no brand of these records.")
+    label_of = {brand: label for label, brand in enumerate(dataset.brands)}
+    return gate.compare(
+        np.array([label_of[photos[place].brand] for place in ours]),
+        np.array([label_of[predicted[place]] for place in theirs]),
+        probabilities.argmax(axis=1)[ours],
+        brands=dataset.brands,
+        columns={name: [parts[place] for place in ours] for name, parts in columns.items()},
+        groups=[photos[place].group for place in ours],
+    )
 
 
 def _with_progress(batches: Iterator[np.ndarray], total: int, title: str) -> Iterator[np.ndarray]:
@@ -112,12 +135,12 @@ def _with_progress(batches: Iterator[np.ndarray], total: int, title: str) -> Ite
             bar.update(len(batch))
 
 
-def _rows(reader: RecordReader, probabilities: np.ndarray) -> Iterator[report.PhotoRow]:
-    for number, row in enumerate(probabilities):
-        record = records.decode(tf.constant(reader.read(number)))
+def _rows(photos: list[catalogue.Row], probabilities: np.ndarray) -> Iterator[PhotoRow]:
+    for photo, row in zip(photos, probabilities, strict=True):
         yield {
-            "filename": record["image/filename"].numpy().decode(),
-            "sha256": record["image/key/sha256"].numpy().decode(),
-            "brand": record["image/class/text"].numpy().decode(),
+            "filename": photo.name,
+            "sha256": photo.sha256,
+            "group": photo.group,
+            "brand": photo.brand,
             "probabilities": row,
         }

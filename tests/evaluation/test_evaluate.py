@@ -71,5 +71,5 @@ def test_other_brands_raise(tiny_run, drawn_records, monkeypatch):
 
 
 def test_run_and_model_together_raise(tiny_run, tiny_model, drawn_records):
-    with pytest.raises(ConfigError, match="Evaluate one of --run and --model"):
+    with pytest.raises(ConfigError, match="Give one of --run and --model"):
         evaluate.run(drawn_records, run_dir=tiny_run, model_dir=tiny_model)

@@ -1,0 +1,138 @@
+"""A trained model to be looked at: the checkpoint of a run or an export, by the same few functions."""
+
+import dataclasses
+import os
+import pathlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from carbrand import exported
+from carbrand.data import manifest, pipeline, records
+from carbrand.data.preprocess import Preprocess
+from carbrand.data.reader import RecordReader
+from carbrand.errors import ConfigError
+from carbrand.training import checkpoint, features, hardware, weights
+from carbrand.training.model import ModelSpec, build_model
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """A trained model.
+
+    Attributes:
+      folder: Of the run or the export.
+      predict: (records folder, split, batch size) -> batches of probabilities, in the order of the records.
+      make_model: Builds the Keras model, images -> probabilities, in float32.
+      brands: The classes, in the order of the probabilities.
+      preprocess: From the JPEG of a record to the model's input.
+      resize_short_px: What photos are shrunk to before that, as in the dataset build; None: not at all.
+      jpeg_quality: Of the photos that have to be encoded again for it.
+      temperature: By which logits are divided for honest probabilities.
+      facts: JSON values that say which model it is.
+      config: Settings by group, as in config.gin; of an export only those of model and preprocessing.
+    """
+
+    folder: pathlib.Path
+    predict: Callable[[Any, str, int], Iterator[np.ndarray]]
+    make_model: Callable[[], keras.Model]
+    brands: tuple[str, ...]
+    preprocess: Preprocess
+    resize_short_px: int | None
+    jpeg_quality: int
+    temperature: float
+    facts: dict[str, Any]
+    config: dict[str, dict[str, Any]]
+
+
+def load(
+    run_dir: str | os.PathLike[str] | None, model_dir: str | os.PathLike[str] | None, which: str = "latest"
+) -> Trained:
+    """The model of a run or of an export, one of which is given.
+
+    Args:
+      run_dir: A run.
+      model_dir: An exported model.
+      which: Of the run's checkpoints: "latest" or "best", see `checkpoint.load_run`.
+
+    Raises:
+      ConfigError: Both are given, or none; or "best" of an export.
+      CheckpointError: The run has no such checkpoint.
+      DataError: `model_dir` is no complete export.
+    """
+    if (run_dir is None) == (model_dir is None):
+        raise ConfigError("Give one of --run and --model.")
+    if model_dir is None:
+        return _of_run(pathlib.Path(run_dir or ""), which)
+    if which != "latest":
+        raise ConfigError(f"--checkpoint={which}: an exported model has one state. Leave it out, or give --run.")
+    return _of_export(pathlib.Path(model_dir))
+
+
+def _of_run(run_dir: pathlib.Path, which: str) -> Trained:
+    strategy = hardware.make_strategy(hardware.Hardware())
+    with strategy.scope():
+        model, meta = checkpoint.load_model(run_dir, which)
+    preprocess = Preprocess(**meta["config"]["preprocess"])
+
+    def predict(data: Any, split: str, batch_size: int) -> Iterator[np.ndarray]:
+        batch_size = -(-batch_size // strategy.num_replicas_in_sync) * strategy.num_replicas_in_sync
+        dataset = pipeline.make_dataset(
+            data,
+            split,
+            batch_size=batch_size,
+            is_training=False,
+            preprocess=preprocess,
+            stream=features.STRICT,
+            pad_last=True,
+        )
+        num_examples = manifest.load(data).splits[split].num_examples
+        return features.outputs(features.make_forward(model, strategy), dataset, num_examples, strategy)
+
+    return Trained(
+        folder=run_dir,
+        predict=predict,
+        make_model=lambda: model,
+        brands=tuple(meta["brands"]),
+        preprocess=preprocess,
+        resize_short_px=meta["resize_short_px"],
+        jpeg_quality=meta["jpeg_quality"],
+        temperature=checkpoint.temperature(meta),
+        facts={"step": meta["step"], "trained_on": meta["dataset"]},
+        config=meta["config"],
+    )
+
+
+def _of_export(model_dir: pathlib.Path) -> Trained:
+    description = exported.load(model_dir)
+    signature = tf.saved_model.load(str(exported.saved_model(model_dir))).signatures["serving_default"]
+    preprocess = Preprocess(**description.preprocess)
+
+    def predict(data: Any, split: str, batch_size: int) -> Iterator[np.ndarray]:
+        reader = RecordReader(data, split)
+        for start in range(0, len(reader), batch_size):
+            numbers = range(start, min(start + batch_size, len(reader)))
+            encoded = [bytes(records.parse_bytes(reader.read(number), "image/encoded")) for number in numbers]
+            yield signature(tf.constant(encoded))["probabilities"].numpy()
+
+    def make_model() -> keras.Model:
+        spec = ModelSpec(**description.model)
+        model = build_model(description.brands, spec, image_size_px=preprocess.height_width)
+        weights.load(model, str(model_dir), spec.variant)
+        return model
+
+    return Trained(
+        folder=model_dir,
+        predict=predict,
+        make_model=make_model,
+        brands=description.brands,
+        preprocess=preprocess,
+        resize_short_px=description.resize_short_px,
+        jpeg_quality=description.jpeg_quality,
+        temperature=description.temperature,
+        facts=description.facts,
+        config={"model": description.model, "preprocess": description.preprocess},
+    )
