@@ -61,7 +61,7 @@ def run(
             for label, heat in zip(labels, heats, strict=True)
         ]
         sheet.add_heading(f"{photo}: {model.brands[best[0]]}")
-        sheet.add_photos([Cell(image, ["as the model sees it"]), *cells])
+        sheet.add_photos([Cell(image, ["the model sees"]), *cells])
     sheet.write(output)
 
 

@@ -121,7 +121,7 @@ def _of_export(model_dir: pathlib.Path) -> Trained:
     def make_model() -> keras.Model:
         spec = ModelSpec(**description.model)
         model = build_model(description.brands, spec, image_size_px=preprocess.height_width)
-        weights.load(model, str(model_dir), spec.variant)
+        checkpoint.restore(model.variables, weights.read(str(model_dir), spec.variant), "The model's variables")
         return model
 
     return Trained(
