@@ -68,7 +68,7 @@ def compare(
         if len(np.unique(np.asarray(groups)[among])) >= slices.MIN_PHOTOS
     }
     names = ["macro F1", *(f"{column}: {value}" for column, value in parts)]
-    is_member = np.array([*parts.values()]).reshape(-1, len(labels))
+    is_member = np.array([*parts.values()], bool).reshape(-1, len(labels))
     photos = [len(labels), *is_member.sum(axis=1).tolist()]
 
     def numbers(predicted: NDArray[np.integer], weights: NDArray[np.floating]) -> NDArray[np.floating]:

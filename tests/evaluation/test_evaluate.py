@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from carbrand.data import manifest
-from carbrand.errors import ConfigError, DataError
+from carbrand.errors import ConfigError, DataError, GateError
 from carbrand.evaluation import evaluate
+from carbrand.training import hardware
 
 
 def predictions(folder):
@@ -45,6 +46,50 @@ def test_batch_size_does_not_matter(of_run, tiny_run, drawn_records, tmp_path, b
     )
     np.testing.assert_allclose(probabilities(folder), probabilities(of_run[1]), atol=1e-5)
     assert metrics.confusion_matrix == of_run[0].confusion_matrix
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("replicas", [2, 4])
+def test_replicas_do_not_matter(of_run, tiny_run, drawn_records, tmp_path, monkeypatch, replicas):
+    original = hardware.make_strategy
+    monkeypatch.setattr(hardware, "make_strategy", lambda _: original(hardware.Hardware(replicas=replicas)))
+    metrics, folder = evaluate.run(drawn_records, run_dir=tiny_run, split="train", output=tmp_path, batch_size=7)
+    np.testing.assert_allclose(probabilities(folder), probabilities(of_run[1]), atol=1e-5)
+    assert metrics.confusion_matrix == of_run[0].confusion_matrix
+    assert metrics.examples == of_run[0].examples
+
+
+def test_a_model_that_got_worse_ends_with_exit_code_3(of_run, tiny_run, drawn_records, tmp_path):
+    better = tmp_path / "better"
+    shutil.copytree(of_run[1], better)
+    rows = predictions(better)
+    with (better / "predictions.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows({**row, "predicted": row["brand"]} for row in rows)
+    with pytest.raises(
+        GateError, match=r"worse than .*better beyond chance: macro F1 100\.0 -> .* %\. .*report\.txt has"
+    ):
+        evaluate.run(drawn_records, run_dir=tiny_run, split="train", output=tmp_path / "out", baseline=better)
+    assert "1 of 1 numbers worse" in (tmp_path / "out" / "report.txt").read_text()
+    assert json.loads((tmp_path / "out" / "report.json").read_text())["comparison"][0]["before"] == 1.0
+
+
+def test_a_baseline_of_other_photos_is_refused(of_run, tiny_run, drawn_records, tmp_path):
+    with pytest.raises(DataError, match="of its 22 photos are among the 12 evaluated now"):
+        evaluate.run(drawn_records, run_dir=tiny_run, split="validation", output=tmp_path, baseline=of_run[1])
+
+
+def test_each_look_at_a_split_is_noted(tiny_run, drawn_records, tmp_path):
+    for name in ("a", "b"):
+        evaluate.run(drawn_records, run_dir=tiny_run, output=tmp_path / name)
+    looks = [
+        json.loads((tmp_path / name / "report.json").read_text())["facts"]["evaluations of this split so far"]
+        for name in ("a", "b")
+    ]
+    assert looks[1] == looks[0] + 1
+    last = json.loads((drawn_records / "evaluations.jsonl").read_text().splitlines()[-1])
+    assert (last["split"], last["model"]) == ("test", str(tiny_run))
 
 
 def test_exported_model_gives_the_same_answers(of_run, tiny_model, drawn_records, tmp_path):

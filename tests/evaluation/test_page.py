@@ -5,15 +5,18 @@ import json
 import pathlib
 import re
 import shutil
+import types
 
+import evaluations
 import jsonschema
 import numpy as np
 import pytest
+import simplejpeg
 from playwright import sync_api
 
 import carbrand.evaluation
 from carbrand.data import manifest
-from carbrand.evaluation import evaluate, page, report, slices
+from carbrand.evaluation import evaluate, heatmap, page, report, slices
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
@@ -130,3 +133,27 @@ def test_photos_are_those_of_the_errors(folder, drawn_records):
     assert len(photos) == manifest.load(drawn_records).splits["train"].num_examples
     shown = set(re.findall(r'<span class="soft">(\S+\.jpg)</span></figcaption>', html))
     assert shown == wrong
+
+
+class NoisyPictures:
+    """Photos of noise, which take the most bytes."""
+
+    def photo(self, number):
+        noise = np.random.default_rng(number).integers(0, 256, (256, 384, 3), np.uint8)
+        return simplejpeg.encode_jpeg(noise, quality=90)
+
+    def heat(self, numbers, labels):
+        noise = np.random.default_rng(0).integers(0, 256, (224, 224, 3), np.uint8)
+        return [heatmap.overlay(noise, np.ones((7, 7), np.float32))] * len(numbers)
+
+
+@pytest.mark.slow
+def test_the_page_of_10_000_photos_of_80_brands_is_small(tmp_path):
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 80, 10_000)
+    probabilities = rng.dirichlet(np.full(80, 0.1), 10_000)
+    evaluation = evaluations.evaluate(labels, probabilities, [f"brand {label}" for label in range(80)])
+    photos = [types.SimpleNamespace(name=f"{number}.jpg") for number in range(10_000)]
+    html = page.render(evaluation, labels, probabilities, photos, run=tmp_path, pictures=NoisyPictures())
+    assert html.count("<figure>") == page.NUM_PAIRS * page.NUM_PHOTOS_OF_PAIR + page.NUM_ERRORS
+    assert len(html) < 15 * 2**20
