@@ -3,7 +3,6 @@
 The page needs no network and no script, and is equal for equal datasets. Lists are streamed, never held as a whole.
 """
 
-import base64
 import collections
 import dataclasses
 import functools
@@ -12,10 +11,9 @@ import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import jinja2
 import numpy as np
 
-from carbrand import files
+from carbrand import files, templates
 from carbrand.data import images, manifest, records
 
 PREVIEW_SIDE_PX = 160
@@ -70,16 +68,8 @@ def render(folder: str | os.PathLike[str], built: manifest.Manifest, image_of: I
     folder = pathlib.Path(folder)
     brands = brand_lines(built)
     duplicates = folder / manifest.DUPLICATES
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("carbrand.data"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["number"] = "{:,}".format
-    environment.filters["mebibytes"] = lambda num_bytes: f"{num_bytes / 2**20:,.1f} MiB"
-    return environment.get_template("dataset.html").render(
+    filters = {"number": "{:,}".format, "mebibytes": lambda num_bytes: f"{num_bytes / 2**20:,.1f} MiB"}
+    return templates.load("carbrand.data", "dataset.html", filters).render(
         built=built,
         outcome=outcome(built),
         splits=split_parts(built),
@@ -219,14 +209,14 @@ def _sample(shard_path: pathlib.Path, row: np.void) -> tuple[str, str]:
     encoded, name = record["image/encoded"], record["image/filename"]
     assert isinstance(encoded, bytes)
     assert isinstance(name, bytes)
-    return _data_uri(encoded), name.decode()
+    return _preview(encoded), name.decode()
 
 
 def _thumbnail_of(image_of: ImageOf, sha256: str) -> str:
     """The photo's data URI, or ""."""
     encoded = image_of(sha256)
-    return "" if encoded is None else _data_uri(encoded)
+    return "" if encoded is None else _preview(encoded)
 
 
-def _data_uri(encoded: bytes) -> str:
-    return "data:image/jpeg;base64," + base64.b64encode(images.preview(encoded, PREVIEW_SIDE_PX)).decode()
+def _preview(encoded: bytes) -> str:
+    return templates.data_uri(images.preview(encoded, PREVIEW_SIDE_PX))

@@ -8,6 +8,7 @@ from typing import Any
 
 import jinja2
 
+from carbrand import templates
 from carbrand.data.manifest import Manifest
 from carbrand.errors import DataError
 from carbrand.evaluation import confusion
@@ -42,16 +43,9 @@ def render(evaluation: Evaluation, dataset: Manifest, model: Trained) -> str:
             raise DataError(f"{model.folder}: {name} of its model card has no interval. Evaluate it on more photos.")
         return f"{percent(intervals[name].low)} to {percent(intervals[name].high)}"
 
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("carbrand.evaluation"),
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
     height, width = model.preprocess.height_width
     try:
-        return environment.get_template(FILE_NAME).render(
+        return templates.load("carbrand.evaluation", FILE_NAME).render(
             facts=evaluation.facts,
             metrics=evaluation.metrics,
             calibration=evaluation.calibration,

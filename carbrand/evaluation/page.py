@@ -1,19 +1,17 @@
 """An evaluation as one HTML file that needs no network: numbers, curves, confusions, and the photos behind them."""
 
-import base64
 import dataclasses
 import io
 import pathlib
 from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
-import jinja2
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from carbrand import files
+from carbrand import files, templates
 from carbrand.data import catalogue, images
 from carbrand.evaluation import confusion
 from carbrand.evaluation.metrics import ReliabilityBin
@@ -79,18 +77,13 @@ def render(
         run: the evaluated folder, of which metrics.jsonl and config.gin are shown where they are.
         pictures: of these photos.
     """
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("carbrand.evaluation"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["percent"] = lambda share: "–" if share is None else f"{100 * share:.1f}"
-    environment.filters["points"] = lambda share: f"{100 * share:+.1f}"
     predictions = _Predictions(evaluation, labels, probabilities, photos, pictures)
     config = run / _CONFIG
-    return environment.get_template("report.html").render(
+    filters = {
+        "percent": lambda share: "–" if share is None else f"{100 * share:.1f}",
+        "points": lambda share: f"{100 * share:+.1f}",
+    }
+    return templates.load("carbrand.evaluation", "report.html", filters).render(
         evaluation=evaluation,
         metrics=evaluation.metrics,
         calibration=evaluation.calibration,
@@ -137,14 +130,16 @@ class _Predictions:
         numbers = self._surest(np.flatnonzero(self._predicted != self._labels))[:NUM_ERRORS]
         heats = self._pictures.heat(numbers, [int(self._predicted[number]) for number in numbers])
         shown = [self._shown(number) for number in numbers]
-        return [dataclasses.replace(photo, heat=_data_uri(heat)) for photo, heat in zip(shown, heats, strict=True)]
+        return [
+            dataclasses.replace(photo, heat=templates.data_uri(heat)) for photo, heat in zip(shown, heats, strict=True)
+        ]
 
     def _surest(self, numbers: NDArray[np.integer]) -> list[int]:
         return numbers[np.argsort(-self._confidence[numbers], kind="stable")].tolist()
 
     def _shown(self, number: int) -> Shown:
         return Shown(
-            _data_uri(images.preview(self._pictures.photo(number), THUMBNAIL_PX)),
+            templates.data_uri(images.preview(self._pictures.photo(number), THUMBNAIL_PX)),
             self._photos[number].name,
             self._brands[self._labels[number]],
             self._brands[self._predicted[number]],
@@ -215,8 +210,4 @@ def _svg(figure: Figure | None) -> str:
     buffer = io.BytesIO()
     with matplotlib.rc_context({"svg.hashsalt": "carbrand", "svg.fonttype": "none"}):
         figure.savefig(buffer, format="svg", metadata={"Date": None})
-    return _data_uri(buffer.getvalue(), "svg+xml")
-
-
-def _data_uri(content: bytes, kind: str = "jpeg") -> str:
-    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
+    return templates.data_uri(buffer.getvalue(), "svg+xml")
