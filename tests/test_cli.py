@@ -10,7 +10,7 @@ import pytest
 
 from carbrand import cli
 
-STAGES = ("demo", "build", "verify", "preview", "doctor", "train", "tune", "evaluate", "export", "predict")
+STAGES = ("demo", "build", "verify", "preview", "doctor", "train", "tune", "evaluate", "explain", "export", "predict")
 
 
 def carbrand(*arguments):
@@ -183,6 +183,22 @@ def test_flow_from_evaluation_to_prediction(tiny_run, drawn_records, drawn_photo
     assert capsys.readouterr().out.splitlines()[-1].startswith(str(photo))
     assert carbrand("predict", "--model", tmp_path / "model", photo.with_name("page.jpg")) == 1
     assert "1 photos could not be read" in capsys.readouterr().err
+    assert carbrand("explain", "--model", tmp_path / "model", "--output", tmp_path / "seen.png", photo) == 0
+    assert capsys.readouterr().out == f"Picture: {tmp_path / 'seen.png'}\n"
+
+
+@pytest.mark.slow
+def test_several_runs_are_compared(tiny_run, drawn_records, tmp_path, capsys):
+    runs = [shutil.copytree(tiny_run, tmp_path / name) for name in ("a", "b")]
+    given = ["evaluate", "--run", *runs, "--data", drawn_records]
+    assert carbrand(*given) == 2
+    assert "--run names several runs: give --output, the folder for the comparison" in one_line(capsys)
+    assert carbrand(*given, "--output", tmp_path / "both") == 0
+    output = capsys.readouterr().out
+    assert output.endswith(f"Comparison: {tmp_path / 'both' / 'comparison.png'}\n")
+    assert output.count("Report: ") == 2
+    assert (tmp_path / "a" / "evaluation-test" / "report.html").exists()
+    assert "less than the best, points" in output
 
 
 def test_module_and_command_are_one():
