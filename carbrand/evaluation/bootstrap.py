@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 CONFIDENCE_LEVEL = 0.95
 NUM_RESAMPLES = 1000
 _MAX_WEIGHTS = 4_000_000  # held at a time, 8 bytes each
+_ROUNDING = 1e-9
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,8 +45,11 @@ def resamples(
 
 
 def interval(value: float, samples: NDArray[np.floating]) -> Interval | None:
-    """Of `value`, given what it was in the resamples [R], NaN where it was not defined; None if it never was."""
-    if np.isnan(value) or np.isnan(samples).all():
+    """Of `value`, given what it was in the resamples [R], NaN where it was not defined.
+
+    None if it never was, or was the same in all of them, as that of a single group is: resampling then says nothing.
+    """
+    if np.isnan(value) or _is_constant(samples):
         return None
     tail = 50 * (1 - CONFIDENCE_LEVEL)
     low, high = np.nanpercentile(samples, [tail, 100 - tail])
@@ -55,12 +59,17 @@ def interval(value: float, samples: NDArray[np.floating]) -> Interval | None:
 def share_interval(value: float, samples: NDArray[np.floating], num_groups: int) -> Interval | None:
     """As `interval`, of a number in [0, 1].
 
-    Where it is 0 or 1 in every resample, as the accuracy of a few photos that are all right, resampling says nothing:
-    then Wilson's interval of so many groups that are all wrong, or all right.
+    Where it is 0 or 1 in all resamples, as the accuracy of a few photos that are all right, it is Wilson's interval of
+    so many groups that are all wrong, or all right; where it is another number in all of them, it may be anything.
     """
-    if value in (0.0, 1.0) and np.all(np.isnan(samples) | (samples == value)):
-        return wilson_interval(round(value * num_groups), num_groups)
-    return interval(value, samples)
+    if np.isnan(value) or not _is_constant(samples):
+        return interval(value, samples)
+    return wilson_interval(round(value * num_groups), num_groups) if value in (0.0, 1.0) else Interval(0.0, 1.0)
+
+
+def _is_constant(samples: NDArray[np.floating]) -> bool:
+    known = samples[~np.isnan(samples)]
+    return not known.size or float(np.ptp(known)) < _ROUNDING
 
 
 def wilson_interval(successes: int, trials: int) -> Interval:

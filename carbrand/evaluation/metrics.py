@@ -231,12 +231,12 @@ def _brand(
 def _intervals(
     values: dict[str, NDArray[np.floating]], samples: dict[str, NDArray[np.floating]], num_groups: int
 ) -> dict[str, Interval]:
-    intervals = {}
-    for name, value in values.items():
-        if name not in _UNBOUNDED:
-            intervals[name] = bootstrap.share_interval(float(value), samples[name], num_groups)
-        elif num_groups > 1:
-            intervals[name] = bootstrap.interval(float(value), samples[name])
+    intervals = {
+        name: bootstrap.interval(float(value), samples[name])
+        if name in _UNBOUNDED
+        else bootstrap.share_interval(float(value), samples[name], num_groups)
+        for name, value in values.items()
+    }
     return {name: interval for name, interval in intervals.items() if interval}
 
 

@@ -64,6 +64,12 @@ def test_shares_that_never_change_have_an_interval_of_wilson():
     assert bootstrap.share_interval(1.0, np.linspace(0, 1, 41), 5) == Interval(*map(pytest.approx, (0.025, 0.975)))
 
 
+def test_a_single_group_says_nothing():
+    assert bootstrap.interval(0.7, np.full(9, 0.7)) is None
+    assert bootstrap.share_interval(0.7, np.array([0.7, 0.7 + 1e-16]), 1) == Interval(0.0, 1.0)
+    assert bootstrap.share_interval(np.nan, np.full(9, np.nan), 1) is None
+
+
 def test_wilson_interval_by_hand():
     # p = 0.8, n = 10, z² = 3.841459: centre (8 + z²/2) / (10 + z²) = 0.716740,
     # half width z / (10 + z²) * sqrt(10 * 0.8 * 0.2 + z²/4) = 0.226578.
