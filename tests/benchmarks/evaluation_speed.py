@@ -1,6 +1,6 @@
 """What an evaluation adds to the bare forward pass over the same photos.
 
-    python tests/benchmarks/evaluation_speed.py --data RECORDS [--split train] [--run RUN]
+    python tests/benchmarks/evaluation_speed.py --data RECORDS --run RUN [--split train]
 
 Bare is the compiled network on batches that lie decoded in memory. The whole is `carbrand.evaluate` once the model is
 loaded: reading, decoding, the same forward pass, all numbers with their intervals, and every file of the report, heat
@@ -22,9 +22,7 @@ import tensorflow as tf
 from carbrand.data import pipeline
 from carbrand.data.preprocess import Preprocess
 from carbrand.evaluation import evaluate, trained
-from carbrand.training import checkpoint, features, hardware, train
-from carbrand.training.model import ModelSpec
-from carbrand.training.weights import Weights
+from carbrand.training import checkpoint, features, hardware
 
 BATCH = 64
 
@@ -33,31 +31,17 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True, help="records")
     parser.add_argument("--split", default="train", help="of the records (default: %(default)s)")
-    parser.add_argument("--run", help="to evaluate (default: a head of one step on random weights)")
+    parser.add_argument("--run", required=True, help="to evaluate; trained on these records")
     parser.add_argument("--rounds", type=int, default=3, help="(default: %(default)s)")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        run = options.run or make_run(options.data, pathlib.Path(folder) / "run")
-        measure(options, run, pathlib.Path(folder) / "report")
+        measure(options, pathlib.Path(folder) / "report")
 
 
-def make_run(data, folder):
-    train.run(
-        data,
-        folder,
-        epochs=0.01,
-        batch_size=4,
-        model=ModelSpec(freeze_until="conv5"),
-        weights=Weights("random"),
-        preprocess=Preprocess(image_size_px=224),
-    )
-    return folder
-
-
-def measure(options, run, output):
+def measure(options, output):
     strategy = hardware.make_strategy(hardware.Hardware())
     with strategy.scope():
-        model, meta = checkpoint.load_model(run)
+        model, meta = checkpoint.load_model(options.run)
     forward = features.make_forward(model, strategy)
     dataset = pipeline.make_dataset(
         options.data,
@@ -68,7 +52,7 @@ def measure(options, run, output):
         pad_last=True,
     )
     batches = list(dataset)
-    loaded = trained.load(run, None)
+    loaded = trained.load(options.run, None)
     trained.load = lambda *_: loaded
 
     def bare():
@@ -76,7 +60,7 @@ def measure(options, run, output):
             forward(batch)
 
     def whole():
-        evaluate.run(options.data, run_dir=run, split=options.split, output=output, batch_size=BATCH)
+        evaluate.run(options.data, run_dir=options.run, split=options.split, output=output, batch_size=BATCH)
 
     rounds = []
     for number in range(options.rounds + 1):
