@@ -79,7 +79,7 @@ def run(
         raise GateError(
             f"{model.folder}: worse than {baseline} beyond chance: "
             + ", ".join(f"{row.what} {100 * row.before:.1f} -> {100 * row.now:.1f} %" for row in worse[:5])
-            + f"{', …' if len(worse) > 5 else ''}. {folder / 'report.txt'} has all {len(worse)}."
+            + f"{', …' if len(worse) > 5 else ''}. {folder / 'report.txt'} has the intervals."
         )
     return result, folder
 

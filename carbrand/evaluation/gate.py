@@ -1,7 +1,7 @@
 """Is a model worse than the one before? The same photos, predicted by both, resampled together.
 
-A number has got worse where the whole interval of its difference lies below 0. As there are many numbers, by one of
-which an equally good model would be worse by chance, the interval of each is as much wider (Bonferroni).
+A number has got worse where the whole 95 % interval of its difference lies below 0. As there are many brands and other
+parts, by one of which an equally good model would be worse by chance, their intervals are as much wider (Bonferroni).
 """
 
 import dataclasses
@@ -79,8 +79,9 @@ def compare(
     values = [numbers(predicted, ones)[:, 0].tolist() for predicted in (before, now)]
     blocks = bootstrap.resamples(groups, NUM_RESAMPLES, seed=seed)
     samples = np.concatenate([numbers(now, drawn) - numbers(before, drawn) for drawn in blocks], axis=1)
-    tail = 50 * (1 - bootstrap.CONFIDENCE_LEVEL) / len(names)
-    bounds = np.nanpercentile(samples, [tail, 100 - tail], axis=1).T.tolist()
+    tail = 50 * (1 - bootstrap.CONFIDENCE_LEVEL)
+    tails = [tail, *[tail / len(parts) for _ in parts]]
+    bounds = [np.nanpercentile(drawn, [tail, 100 - tail]).tolist() for drawn, tail in zip(samples, tails, strict=True)]
     rows = zip(names, photos, *values, bounds, strict=True)
     differences = [Difference(what, count, old, new, Interval(*ends)) for what, count, old, new, ends in rows]
     return sorted(differences, key=lambda row: (row.interval.high, row.now - row.before, row.what))
