@@ -130,3 +130,9 @@ def test_public_names_resolve():
         assert getattr(carbrand, name) is not None
     with pytest.raises(AttributeError, match="module 'carbrand' has no attribute 'Predicator'"):
         carbrand.Predicator  # noqa: B018
+
+
+def test_files_of_tests_have_names_of_their_own():
+    # pytest imports them without their folders: of two with one name, the second is an error, once all are collected.
+    names = [path.name for path in (ROOT / "tests").rglob("*.py") if path.name != "conftest.py"]
+    assert sorted(names) == sorted(set(names))
