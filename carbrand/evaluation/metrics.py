@@ -123,7 +123,7 @@ def compute(
     """
     labels = np.asarray(labels)
     probabilities = np.asarray(probabilities, np.float64)
-    check(labels, probabilities, brands)
+    _check(labels, probabilities, brands)
     groups = np.arange(len(labels)) if groups is None else np.asarray(groups)
     ones = np.ones((len(labels), 1))
     values = {name: column[..., 0] for name, column in numbers(labels, probabilities, ones).items()}
@@ -244,8 +244,7 @@ def _or_none(value: NDArray[np.floating]) -> float | None:
     return None if np.isnan(value) else float(value)
 
 
-def check(labels: NDArray, probabilities: NDArray[np.floating], brands: Sequence[str]) -> None:
-    """Raises DataError if the arrays are none that `compute` takes."""
+def _check(labels: NDArray, probabilities: NDArray[np.floating], brands: Sequence[str]) -> None:
     if len(brands) < 2:
         raise DataError(f"brands: {list(brands)} is fewer than 2. Evaluate a model that tells at least 2 brands apart.")
     if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
