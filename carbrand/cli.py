@@ -501,9 +501,7 @@ def _add_evaluate(stages: argparse._SubParsersAction) -> None:
         "accuracy, precision, recall, F1 and confusion matrix over a split, each photo exactly once",
         "carbrand evaluate --run runs/first --data records --split test",
     )
-    model = stage.add_mutually_exclusive_group(required=True)
-    model.add_argument("--run", nargs="+", help="folder of a run; of several, a table and a picture compare them")
-    model.add_argument("--model", help="folder of an exported model")
+    _add_run_or_model(stage, nargs="+", help="folder of a run; of several, a table and a picture compare them")
     stage.add_argument("--data", required=True, help="folder of records")
     stage.add_argument("--split", default="test", help="train, validation or test (default: %(default)s)")
     stage.add_argument(
@@ -523,29 +521,37 @@ def _evaluate(options: argparse.Namespace) -> int:
     from carbrand.data import manifest
 
     manifest.load(options.data)
-    if len(options.run or ()) > 1 and (options.output is None or options.baseline is not None):
+    runs = options.run or [None]
+    are_several = len(runs) > 1
+    if are_several and (options.output is None or options.baseline is not None):
         raise ConfigError("--run names several runs: give --output, the folder for the comparison, and no --baseline.")
     _load_tensorflow()
     from carbrand.evaluation import compare, evaluate
 
     folders = []
-    for run in options.run or [None]:
+    for run in runs:
         _, folder = evaluate.run(
             options.data,
             run_dir=run,
             model_dir=options.model,
             split=options.split,
-            output=options.output if len(options.run or ()) < 2 else None,
+            output=None if are_several else options.output,
             which=options.checkpoint,
             baseline=options.baseline,
         )
         folders.append(folder)
         print((folder / "report.txt").read_text(), end="")
         print(f"Report: {folder / 'report.html'}\n")
-    if len(folders) > 1:
+    if are_several:
         print(compare.run(folders, options.output), end="")
         print(f"Comparison: {pathlib.Path(options.output) / compare.PICTURE}")
     return 0
+
+
+def _add_run_or_model(stage: argparse.ArgumentParser, **of_run: Any) -> None:
+    model = stage.add_mutually_exclusive_group(required=True)
+    model.add_argument("--run", **of_run)
+    model.add_argument("--model", help="folder of an exported model")
 
 
 def _add_explain(stages: argparse._SubParsersAction) -> None:
@@ -555,9 +561,7 @@ def _add_explain(stages: argparse._SubParsersAction) -> None:
         "show where in photos a brand was seen, as a picture with heat maps",
         "carbrand explain --run runs/first --output explained.png photo.jpg other.jpg",
     )
-    model = stage.add_mutually_exclusive_group(required=True)
-    model.add_argument("--run", help="folder of a run")
-    model.add_argument("--model", help="folder of an exported model")
+    _add_run_or_model(stage, help="folder of a run")
     stage.add_argument("--output", required=True, help="picture to write, .png or .jpg")
     stage.add_argument(
         "--brand", action="append", help="whose heat map to show; may be repeated (default: the 3 most probable)"

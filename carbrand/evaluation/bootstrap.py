@@ -51,7 +51,15 @@ def interval(value: float, samples: NDArray[np.floating]) -> Interval | None:
     """
     if np.isnan(value) or _is_constant(samples):
         return None
-    tail = 50 * (1 - CONFIDENCE_LEVEL)
+    return ends(samples)
+
+
+def ends(samples: NDArray[np.floating], num_intervals: int = 1) -> Interval:
+    """The interval that holds 95 % of samples [R], or so much more that `num_intervals` of them hold all at once.
+
+    (Bonferroni.) What is NaN is left out.
+    """
+    tail = 50 * (1 - CONFIDENCE_LEVEL) / num_intervals
     low, high = np.nanpercentile(samples, [tail, 100 - tail])
     return Interval(float(low), float(high))
 

@@ -32,12 +32,10 @@ class Calibration:
 def compute(labels: NDArray[np.integer], probabilities: NDArray[np.floating], temperature: float) -> Calibration:
     """The calibration of `probabilities` [N, C] for `labels` [N] after scaling."""
     scaled = scaling.scale(probabilities, temperature)
-    values = metrics.numbers(labels, scaled, np.ones((len(labels), 1)))
+    values = metrics.confidence_numbers(labels, scaled, np.ones((len(labels), 1)))
     return Calibration(
         temperature=temperature,
-        log_loss=float(values["log_loss"][0]),
-        brier_score=float(values["brier_score"][0]),
-        expected_calibration_error=float(values["expected_calibration_error"][0]),
+        **{name: float(value[0]) for name, value in values.items()},
         error_by_chance=_error_by_chance(scaled.max(axis=1)),
         reliability=metrics.reliability(labels, scaled),
     )

@@ -4,7 +4,6 @@ A fact or a number that is missing is an error, not a blank.
 """
 
 import math
-from typing import Any
 
 import jinja2
 
@@ -14,6 +13,7 @@ from carbrand.errors import DataError
 from carbrand.evaluation import confusion
 from carbrand.evaluation.results import Evaluation
 from carbrand.evaluation.trained import Trained
+from carbrand.training.settings import by_gin_name
 
 FILE_NAME = "model_card.md"
 NUM_PAIRS = 5  # of brands that are taken for each other
@@ -53,7 +53,7 @@ def render(evaluation: Evaluation, dataset: Manifest, model: Trained) -> str:
             pairs=confusion.pairs(evaluation.metrics)[:NUM_PAIRS],
             dataset=dataset,
             config=model.config,
-            settings=_flat(model.config),
+            settings=by_gin_name(model.config),
             height=height,
             width=width,
             percent=percent,
@@ -61,7 +61,3 @@ def render(evaluation: Evaluation, dataset: Manifest, model: Trained) -> str:
         )
     except jinja2.UndefinedError as error:
         raise DataError(f"{model.folder}: its model card lacks a fact ({error}). Train or export it again.") from error
-
-
-def _flat(config: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    return {f"{group}.{name}": value for group, values in config.items() for name, value in values.items()}

@@ -109,18 +109,13 @@ def _table(compared: Sequence[Compared]) -> list[list[str]]:
     for row in compared:
         shares = []
         for _, value, interval in _SHARES:
-            ends = row.metrics["intervals"][interval]
-            shares.append(f"{_percent(value(row.metrics))} ({_percent(ends['low'])} to {_percent(ends['high'])})")
-        lost = row.difference
-        less = "-" if lost is None else f"{_percent(-lost.high)} to {_percent(-lost.low)}"
-        error = _percent(row.metrics["expected_calibration_error"])
-        rows.append([row.name, *shares, less, f"{row.metrics['log_loss']:.3f}", error])
+            ends = Interval(**row.metrics["intervals"][interval])
+            shares.append(text.percent(value(row.metrics)) + text.bracket(ends))
+        lost = row.difference and Interval(-row.difference.high, -row.difference.low)
+        error = text.percent(row.metrics["expected_calibration_error"])
+        rows.append([row.name, *shares, text.ends(lost), f"{row.metrics['log_loss']:.3f}", error])
     return rows
 
 
 def _labels(rows: Sequence[dict[str, str]], column: str, brands: Sequence[str]) -> np.ndarray:
     return np.array([brands.index(row[column]) for row in rows])
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f}"

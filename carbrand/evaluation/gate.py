@@ -72,18 +72,16 @@ def compare(
     photos = [len(labels), *is_member.sum(axis=1).tolist()]
 
     def numbers(predicted: NDArray[np.integer], weights: NDArray[np.floating]) -> NDArray[np.floating]:
-        _, _, f1, _ = weighted.brand_scores(labels, predicted, len(brands), weights)
-        return np.vstack([weighted.macro(f1), slices.accuracies(is_member, predicted == labels, weights)])
+        accuracies = slices.accuracies(is_member, predicted == labels, weights)
+        return np.vstack([_macro_f1(labels, predicted, len(brands), weights), accuracies])
 
     ones = np.ones((len(labels), 1))
     values = [numbers(predicted, ones)[:, 0].tolist() for predicted in (before, now)]
     blocks = bootstrap.resamples(groups, NUM_RESAMPLES, seed=seed)
     samples = np.concatenate([numbers(now, drawn) - numbers(before, drawn) for drawn in blocks], axis=1)
-    tail = 50 * (1 - bootstrap.CONFIDENCE_LEVEL)
-    tails = [tail, *[tail / len(parts) for _ in parts]]
-    bounds = [np.nanpercentile(drawn, [tail, 100 - tail]).tolist() for drawn, tail in zip(samples, tails, strict=True)]
-    rows = zip(names, photos, *values, bounds, strict=True)
-    differences = [Difference(what, count, old, new, Interval(*ends)) for what, count, old, new, ends in rows]
+    of_all, *of_parts = samples
+    intervals = [bootstrap.ends(of_all), *(bootstrap.ends(drawn, len(parts)) for drawn in of_parts)]
+    differences = map(Difference, names, photos, *values, intervals)
     return sorted(differences, key=lambda row: (row.interval.high, row.now - row.before, row.what))
 
 
@@ -92,12 +90,11 @@ def macro_f1_difference(
 ) -> Interval | None:
     """The 95 % interval of the macro F1 of labels `now` [N] less that of `before` [N], if nothing else is looked at."""
     num_brands = int(max(labels.max(), before.max(), now.max())) + 1
-
-    def macro_f1(predicted: NDArray[np.integer], weights: NDArray[np.floating]) -> NDArray[np.floating]:
-        return weighted.macro(weighted.brand_scores(labels, predicted, num_brands, weights)[2])
-
-    blocks = bootstrap.resamples(groups)
-    return bootstrap.interval(0.0, np.concatenate([macro_f1(now, drawn) - macro_f1(before, drawn) for drawn in blocks]))
+    samples = [
+        _macro_f1(labels, now, num_brands, drawn) - _macro_f1(labels, before, num_brands, drawn)
+        for drawn in bootstrap.resamples(groups)
+    ]
+    return bootstrap.interval(0.0, np.concatenate(samples))
 
 
 def common(theirs: Sequence[str], ours: Sequence[str], where: str) -> tuple[list[int], list[int]]:
@@ -114,3 +111,10 @@ def common(theirs: Sequence[str], ours: Sequence[str], where: str) -> tuple[list
             "old model on the same records and split."
         )
     return [pair[0] for pair in pairs], [pair[1] for pair in pairs]
+
+
+def _macro_f1(
+    labels: NDArray[np.integer], predicted: NDArray[np.integer], num_brands: int, weights: NDArray[np.floating]
+) -> NDArray[np.floating]:
+    _, _, f1, _ = weighted.brand_scores(labels, predicted, num_brands, weights)
+    return weighted.macro(f1)

@@ -168,26 +168,35 @@ def numbers(
     """
     num_brands = probabilities.shape[1]
     predicted = probabilities.argmax(axis=1)
-    confidence = probabilities.max(axis=1)
-    is_correct = predicted == labels
     is_label = labels[:, np.newaxis] == np.arange(num_brands)
-    normalized = probabilities / probabilities.sum(axis=1, keepdims=True)
-    of_label = np.maximum(normalized[is_label], np.finfo(np.float64).eps)
     *scores, share = weighted.brand_scores(labels, predicted, num_brands, weights)
     rankings = [weighted.ranking(probabilities[:, c], is_label[:, c], weights) for c in range(num_brands)]
     by_brand = dict(zip(BRAND_SCORES, [*scores, *map(np.array, zip(*rankings, strict=True))], strict=True))
     brands_before = _brands_before(labels, probabilities)
     return {
-        "accuracy": weighted.mean(is_correct, weights),
+        "accuracy": weighted.mean(predicted == labels, weights),
         **{f"top_{k}": weighted.mean(brands_before < k, weights) for k in TOP_K if k < num_brands},
-        "log_loss": weighted.mean(-np.log(of_label), weights),
-        "brier_score": weighted.mean(np.square(normalized - is_label).sum(axis=1), weights),
-        "expected_calibration_error": weighted.calibration_error(confidence, is_correct, weights),
+        **confidence_numbers(labels, probabilities, weights),
         **{f"macro_{name}": weighted.macro(by_brand[name]) for name in BRAND_SCORES[:3]},
         **{f"weighted_{name}": np.nansum(share * by_brand[name], axis=0) for name in BRAND_SCORES[:3]},
         "mean_average_precision": weighted.macro(by_brand["average_precision"]),
         "mean_roc_auc": weighted.macro(by_brand["roc_auc"]),
         **by_brand,
+    }
+
+
+def confidence_numbers(
+    labels: NDArray[np.integer], probabilities: NDArray[np.floating], weights: NDArray[np.floating]
+) -> dict[str, NDArray[np.floating]]:
+    """Those of `numbers` that tell whether the probabilities can be believed: `log_loss` and the like, each [R]."""
+    is_label = labels[:, np.newaxis] == np.arange(probabilities.shape[1])
+    normalized = probabilities / probabilities.sum(axis=1, keepdims=True)
+    of_label = np.maximum(normalized[is_label], np.finfo(np.float64).eps)
+    confidence, is_correct = probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
+    return {
+        "log_loss": weighted.mean(-np.log(of_label), weights),
+        "brier_score": weighted.mean(np.square(normalized - is_label).sum(axis=1), weights),
+        "expected_calibration_error": weighted.calibration_error(confidence, is_correct, weights),
     }
 
 

@@ -39,10 +39,10 @@ def confusion_matrix(metrics: Metrics) -> str:
 def _headline(metrics: Metrics, calibration: Calibration) -> list[list[str]]:
     top_k = [(f"{name.replace('_', '-')} accuracy", name, value) for name, value in metrics.top_k_accuracy.items()]
     shares = [("accuracy", "accuracy", metrics.accuracy), *top_k[1:], ("macro F1", "macro_f1", metrics.macro.f1)]
-    rows = [[title, f"{_percent(value)} %" + _bracket(metrics.intervals.get(name))] for title, name, value in shares]
-    error = _percent(metrics.expected_calibration_error)
-    interval = _bracket(metrics.intervals.get("expected_calibration_error"))
-    scaled, by_chance = _percent(calibration.expected_calibration_error), _percent(calibration.error_by_chance)
+    rows = [[title, f"{percent(value)} %" + bracket(metrics.intervals.get(name))] for title, name, value in shares]
+    error = percent(metrics.expected_calibration_error)
+    interval = bracket(metrics.intervals.get("expected_calibration_error"))
+    scaled, by_chance = percent(calibration.expected_calibration_error), percent(calibration.error_by_chance)
     return [
         ["photos", f"{metrics.examples} in {metrics.groups} groups"],
         *rows,
@@ -53,23 +53,25 @@ def _headline(metrics: Metrics, calibration: Calibration) -> list[list[str]]:
     ]
 
 
-def _bracket(interval: Interval | None) -> str:
-    return "" if interval is None else f" ({_percent(interval.low)} to {_percent(interval.high)})"
+def bracket(interval: Interval | None) -> str:
+    """An interval of a share behind the share itself, in percent; "" for none."""
+    return "" if interval is None else f" ({percent(interval.low)} to {percent(interval.high)})"
 
 
 def _brand_table(metrics: Metrics) -> list[list[str]]:
     rows = sorted(metrics.per_brand, key=lambda row: (row.f1 is None, row.f1 or 0.0, row.brand))
     return [
         ["brand", "photos", "precision", "recall", "F1", "F1, 95 %"],
-        *([row.brand, str(row.support), *_scores(row), _range(row.intervals.get("f1"))] for row in rows),
-        ["(macro mean)", "", *_scores(metrics.macro), _range(metrics.intervals.get("macro_f1"))],
-        ["(micro mean)", "", *_scores(metrics.micro), _range(metrics.intervals.get("accuracy"))],
-        ["(weighted mean)", "", *_scores(metrics.weighted), _range(metrics.intervals.get("weighted_f1"))],
+        *([row.brand, str(row.support), *_scores(row), ends(row.intervals.get("f1"))] for row in rows),
+        ["(macro mean)", "", *_scores(metrics.macro), ends(metrics.intervals.get("macro_f1"))],
+        ["(micro mean)", "", *_scores(metrics.micro), ends(metrics.intervals.get("accuracy"))],
+        ["(weighted mean)", "", *_scores(metrics.weighted), ends(metrics.intervals.get("weighted_f1"))],
     ]
 
 
-def _range(interval: Interval | None) -> str:
-    return "-" if interval is None else f"{_percent(interval.low)} to {_percent(interval.high)}"
+def ends(interval: Interval | None) -> str:
+    """An interval of a share in a column of its own, in percent."""
+    return "-" if interval is None else f"{percent(interval.low)} to {percent(interval.high)}"
 
 
 def _slices_section(slices: Sequence[Slice]) -> str:
@@ -77,7 +79,7 @@ def _slices_section(slices: Sequence[Slice]) -> str:
         return ""
     table = [["column", "value", "photos", "accuracy", "95 %"]]
     for part in slices[:NUM_SLICES]:
-        table.append([part.column, part.value, str(part.photos), _percent(part.accuracy), _range(part.interval)])
+        table.append([part.column, part.value, str(part.photos), percent(part.accuracy), ends(part.interval)])
     return f"Slices, worst accuracy first, {len(table) - 1} of {len(slices)}, in %\n" + aligned(table, left=2)
 
 
@@ -91,7 +93,7 @@ def _comparison_section(differences: Sequence[Difference] | None) -> str:
         change = (
             f"{100 * (row.now - row.before):+.1f} ({100 * row.interval.low:+.1f} to {100 * row.interval.high:+.1f})"
         )
-        table.append([row.what, str(row.photos), _percent(row.before), _percent(row.now), change])
+        table.append([row.what, str(row.photos), percent(row.before), percent(row.now), change])
     return title + "\n" + aligned(table, left=1)
 
 
@@ -102,15 +104,16 @@ def _confused_section(metrics: Metrics) -> str:
     support = {row.brand: row.support for row in metrics.per_brand}
     table = [["true brand", "predicted", "photos", "% of true"]]
     for true, predicted, count in pairs[:NUM_CONFUSED_PAIRS]:
-        table.append([true, predicted, str(count), _percent(count / support[true])])
+        table.append([true, predicted, str(count), percent(count / support[true])])
     return f"Most confused, {len(table) - 1} of {len(pairs)} pairs\n" + aligned(table, left=2)
 
 
 def _scores(of: BrandMetrics | Average) -> list[str]:
-    return ["-" if score is None else _percent(score) for score in (of.precision, of.recall, of.f1)]
+    return ["-" if score is None else percent(score) for score in (of.precision, of.recall, of.f1)]
 
 
-def _percent(share: float) -> str:
+def percent(share: float) -> str:
+    """A share in percent, without the sign."""
     return f"{100 * share:.1f}"
 
 

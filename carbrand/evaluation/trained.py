@@ -16,7 +16,6 @@ from carbrand.data.preprocess import Preprocess
 from carbrand.data.reader import RecordReader
 from carbrand.errors import ConfigError
 from carbrand.training import checkpoint, features, hardware, weights
-from carbrand.training.model import ModelSpec, build_model
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,11 +117,11 @@ def _of_export(model_dir: pathlib.Path) -> Trained:
             encoded = [bytes(records.parse_bytes(reader.read(number), "image/encoded")) for number in numbers]
             yield signature(tf.constant(encoded))["probabilities"].numpy()
 
+    config = {"model": description.model, "preprocess": description.preprocess}
+
     def make_model() -> keras.Model:
-        spec = ModelSpec(**description.model)
-        model = build_model(description.brands, spec, image_size_px=preprocess.height_width)
-        checkpoint.restore(model.variables, weights.read(str(model_dir), spec.variant), "The model's variables")
-        return model
+        arrays = weights.read(str(model_dir), description.model["variant"])
+        return checkpoint.model_of(description.brands, config, arrays)
 
     return Trained(
         folder=model_dir,
@@ -134,5 +133,5 @@ def _of_export(model_dir: pathlib.Path) -> Trained:
         jpeg_quality=description.jpeg_quality,
         temperature=description.temperature,
         facts=description.facts,
-        config={"model": description.model, "preprocess": description.preprocess},
+        config=config,
     )

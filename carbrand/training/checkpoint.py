@@ -195,14 +195,22 @@ def load_run(run: str | os.PathLike[str], which: str = "latest") -> State:
 def load_model(run: str | os.PathLike[str], which: str = "latest") -> tuple[keras.Model, dict[str, Any]]:
     """The model of `load_run`, images -> probabilities, in float32 whatever it was trained in; and its `meta`."""
     state = load_run(run, which)
+    return model_of(state.meta["brands"], state.meta["config"], state.best_model), state.meta
+
+
+def model_of(brands: Sequence[str], config: dict[str, dict[str, Any]], arrays: dict[str, np.ndarray]) -> keras.Model:
+    """The model, images -> probabilities, in float32, with these values of its variables.
+
+    Args:
+      brands: The classes.
+      config: Fields of `ModelSpec` and of `Preprocess`, as "model" and "preprocess".
+      arrays: Every variable of the model, by path.
+    """
     with hardware.layers_in("float32"):
-        model = build_model(
-            state.meta["brands"],
-            ModelSpec(**state.meta["config"]["model"]),
-            image_size_px=Preprocess(**state.meta["config"]["preprocess"]).height_width,
-        )
-    restore(model.variables, state.best_model, "The model's variables")
-    return model, state.meta
+        spec, preprocess = ModelSpec(**config["model"]), Preprocess(**config["preprocess"])
+        model = build_model(brands, spec, image_size_px=preprocess.height_width)
+    restore(model.variables, arrays, "The model's variables")
+    return model
 
 
 def temperature(meta: dict[str, Any]) -> float:

@@ -141,6 +141,11 @@ class Settings:
         return groups
 
 
+def by_gin_name(groups: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """The values of `Settings.groups` by the names that gin addresses them by, as "optimizer.learning_rate"."""
+    return {f"{group}.{name}": value for group, values in groups.items() for name, value in values.items()}
+
+
 def check_batch(settings: Settings, replicas: int) -> None:
     """Raises ConfigError unless all micro-batches of all replicas get as many photos; an even number to mix."""
     schedule, mixes = settings.schedule, settings.augment.mixes_photos

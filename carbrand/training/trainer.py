@@ -17,7 +17,7 @@ from carbrand.training.averaging import WeightAverage
 from carbrand.training.losses import log_priors, make_objective
 from carbrand.training.model import boundary, build_model, freeze, logits_model
 from carbrand.training.optimizer import build_optimizer
-from carbrand.training.settings import Phase, Settings, check_batch
+from carbrand.training.settings import Phase, Settings, by_gin_name, check_batch
 from carbrand.training.step import LossScale, TrainStep, check_xla, make_step
 from carbrand.training.workers import Workers
 
@@ -176,8 +176,7 @@ def resume(trainer: Trainer, state: checkpoint.State) -> None:
 
 def _flat(meta: dict[str, Any]) -> dict[str, Any]:
     """The values of `meta`, those of its config by their gin names."""
-    config_values = {f"{group}.{name}": v for group, values in meta["config"].items() for name, v in values.items()}
-    return {name: value for name, value in meta.items() if name != "config"} | config_values
+    return {name: value for name, value in meta.items() if name != "config"} | by_gin_name(meta["config"])
 
 
 def state_of(trainer: Trainer) -> checkpoint.State:
