@@ -8,7 +8,6 @@ import dataclasses
 import math
 import threading
 
-import cv2
 import gin
 import numpy as np
 import simplejpeg
@@ -16,6 +15,7 @@ import simplejpeg
 from carbrand import checks
 from carbrand.data import draws as random_draws
 from carbrand.data import randaugment
+from carbrand.data.opencv import cv2
 
 _ATTEMPTS = 10  # of a random crop, as torchvision's RandomResizedCrop and tf.image's sample_distorted_bounding_box
 _ERASE_AREA = (0.02, 0.33)  # share of the image; torchvision's RandomErasing

@@ -6,9 +6,10 @@ it alone. Photos that share a spot's description meet in a bucket; two small ima
 
 from collections.abc import Iterable, Iterator
 
-import cv2
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
+
+from carbrand.data.opencv import cv2
 
 MAX_SPOTS = 16  # by measurement: 8 find 90 % of 5 % crops, 12 find 97 %, 16 find 98 %; each is a row to shuffle
 SIGNATURE_BYTES = 5 * MAX_SPOTS

@@ -17,7 +17,6 @@ import os
 import re
 from collections.abc import Collection, Iterator
 
-import cv2
 import gin
 import numpy as np
 import tensorflow as tf
@@ -38,7 +37,6 @@ _DTYPES = {bytes: tf.string, int: tf.int64}
 # What a batch can hold besides image, label and the record's features: see `make_dataset`.
 EXTRA_FIELDS = {"number": tf.int64, "record": tf.int64, "weight": tf.float32, "mix": tf.float32}
 
-cv2.setNumThreads(1)  # the calls of tf.data run side by side already
 _LOG = logging.getLogger(__name__)
 
 

@@ -8,8 +8,9 @@ RandAugment, and what the operations do to pixels is what Pillow does, up to rou
 import math
 from collections.abc import Callable
 
-import cv2
 import numpy as np
+
+from carbrand.data.opencv import cv2
 
 MAGNITUDE_MAX = 10  # Cubuk et al. 2019, section 3: a linear scale from 0 to 10 for all operations
 DRAWS_PER_LAYER = 2  # operation, direction

@@ -3,7 +3,6 @@
 import io
 from collections.abc import Callable
 
-import cv2
 import keras
 import matplotlib
 import numpy as np
@@ -11,6 +10,7 @@ import tensorflow as tf
 from numpy.typing import NDArray
 from PIL import Image
 
+from carbrand.data.opencv import cv2
 from carbrand.training.model import last_features, logits_model
 
 OPACITY = 0.5  # of the map over the photo
