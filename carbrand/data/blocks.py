@@ -10,6 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 _ALIGNMENT = 64  # bytes; TensorFlow's EIGEN_MAX_ALIGN_BYTES with AVX-512, and no less elsewhere
+_READ_AHEAD = 2  # batches that are ready before they are asked for
 _QUIET_S = 0.1  # without a call, after which nothing is under way any more
 
 
@@ -48,11 +49,16 @@ def map_blocks(
 
 
 def finish(dataset: tf.data.Dataset) -> tf.data.Dataset:
-    """Reads ahead, and keeps the order whatever the parallelism."""
+    """Reads ahead, and keeps the order whatever the parallelism, which is fixed.
+
+    Else tf.data would tune it in a thread that sleeps for up to a minute, and that an iterator often waits for when it
+    ends: without a message, after each evaluation and validation.
+    """
     options = tf.data.Options()
     options.deterministic = True
+    options.autotune.enabled = False
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
-    return dataset.prefetch(tf.data.AUTOTUNE).with_options(options)
+    return dataset.prefetch(_READ_AHEAD).with_options(options)
 
 
 def aligned(shape: tuple[int, ...], dtype: type) -> np.ndarray:

@@ -146,11 +146,11 @@ def make_dataset(
         dataset = dataset.unbatch()
         if not is_training and not pad_last:
             dataset = dataset.filter(lambda example: example["weight"] > 0)
-        dataset = dataset.map(functools.partial(_preprocessed, preprocess), num_parallel_calls=tf.data.AUTOTUNE)
+        dataset = dataset.map(functools.partial(_preprocessed, preprocess), num_parallel_calls=threads)
         dataset = dataset.batch(share.per_replica, drop_remainder=is_training or pad_last)
     if augment.mixes_photos and "mix" not in (fields or ()):
         mixing.check_even(share.per_replica)  # here: what a traced function raises is wrapped in a report
-        dataset = dataset.map(functools.partial(_mixed, reader.num_brands), num_parallel_calls=tf.data.AUTOTUNE)
+        dataset = dataset.map(functools.partial(_mixed, reader.num_brands), num_parallel_calls=threads)
     return blocks.finish(dataset.map(functools.partial(_element, fields, pad_last)))
 
 

@@ -129,6 +129,12 @@ def test_the_stream_does_not_depend_on_the_batch_size(thousand):
         np.testing.assert_array_equal(values, theirs[name])
 
 
+@pytest.mark.parametrize("split", ["train", "validation"])
+def test_no_iterator_waits_for_a_tuner_when_it_ends(drawn_records, split):
+    dataset = pipeline.make_dataset(drawn_records, split, batch_size=8, preprocess=SMALL)
+    assert dataset.options().autotune.enabled is False
+
+
 def test_the_stream_does_not_depend_on_tensorflows_threads(drawn_records):
     options = tf.data.Options()
     options.threading.private_threadpool_size = 1
