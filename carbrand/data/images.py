@@ -300,12 +300,13 @@ def _finish(decoded: _Decoded, target: tuple[int, int] | None) -> np.ndarray:
 
 def _shrink(pixels: np.ndarray, width: int, height: int) -> np.ndarray:
     """Resizes to a size that is nowhere larger: removes what would alias, then interpolates."""
+    cv2.ipp.setUseIPP(False)  # of this thread alone; Intel's IPP rounds cubics by the kind of processor
     if min(pixels.shape[0] / height, pixels.shape[1] / width) > 2 * CHEAP_FACTOR:
         cheap_size = (round(CHEAP_FACTOR * width), round(CHEAP_FACTOR * height))
         pixels = cv2.resize(pixels, cheap_size, interpolation=cv2.INTER_AREA)
-    ratios = pixels.shape[1] / width, pixels.shape[0] / height
-    smooth = cv2.sepFilter2D(pixels, -1, *map(_low_pass, ratios))
-    interpolation = cv2.INTER_LINEAR if min(ratios) >= _LINEAR_FACTOR else cv2.INTER_CUBIC
+    across, down = pixels.shape[1] / width, pixels.shape[0] / height
+    smooth = cv2.sepFilter2D(pixels, -1, _low_pass(across), _low_pass(down))
+    interpolation = cv2.INTER_LINEAR if min(across, down) >= _LINEAR_FACTOR else cv2.INTER_CUBIC
     return cv2.resize(smooth, (width, height), interpolation=interpolation)
 
 
