@@ -12,7 +12,7 @@ EXTRAS = {
     "beam": ["apache-beam>=2.77,<2.78", "pyarrow>=18"],
     "dask": ["apache-beam[dask]>=2.77,<2.78"],
     "tfds": ["tensorflow-datasets>=4.9.10,<4.10", "importlib_resources>=6"],
-    "serve": ["python-multipart>=0.0.20", "starlette>=0.46", "uvicorn>=0.34"],
+    "serve": ["prometheus-client>=0.21", "python-multipart>=0.0.20", "starlette>=0.46", "uvicorn>=0.34"],
     "tune": ["optuna>=5,<6"],
     "gpu": ["tensorflow[and-cuda]>=2.21,<2.22"],
     "dev": [

@@ -19,13 +19,16 @@ _LOG_EVERY_S = 60  # where stderr is no terminal
 
 
 @contextlib.contextmanager
-def shown(path: str, num_photos: int) -> Iterator[None]:
-    """Shows photos per second, rejects and time left, on a terminal as a bar, otherwise as a log line now and then."""
+def shown(path: str, num_photos: int, what: str = "check") -> Iterator[None]:
+    """Shows photos per second, rejects and time left, on a terminal as a bar, otherwise as a log line now and then.
+
+    `what` is done to the photos, "check" or "predict".
+    """
     pathlib.Path(path).parent.mkdir(parents=True, exist_ok=True)
     pathlib.Path(path).touch()
     ended = threading.Event()
-    with tqdm.tqdm(total=num_photos, unit=" photos", desc="check", disable=None, leave=False) as bar:
-        thread = threading.Thread(target=_follow, args=(pathlib.Path(path), bar, ended), daemon=True)
+    with tqdm.tqdm(total=num_photos, unit=" photos", desc=what, disable=None, leave=False) as bar:
+        thread = threading.Thread(target=_follow, args=(pathlib.Path(path), what, bar, ended), daemon=True)
         thread.start()
         try:
             yield
@@ -34,7 +37,7 @@ def shown(path: str, num_photos: int) -> Iterator[None]:
             thread.join()
 
 
-def _follow(path: pathlib.Path, bar: tqdm.tqdm, ended: threading.Event) -> None:
+def _follow(path: pathlib.Path, what: str, bar: tqdm.tqdm, ended: threading.Event) -> None:
     counts: collections.Counter[int] = collections.Counter()
     started = logged = time.monotonic()
     with path.open("rb") as file:
@@ -48,7 +51,7 @@ def _follow(path: pathlib.Path, bar: tqdm.tqdm, ended: threading.Event) -> None:
             bar.set_postfix_str(_rest(counts), refresh=False)
             if bar.disable and not sys.stderr.isatty() and time.monotonic() - logged >= _LOG_EVERY_S:
                 logged = time.monotonic()
-                _LOG.info(line(done, bar.total or 0, logged - started, _rest(counts)))
+                _LOG.info(line(what, done, bar.total or 0, logged - started, _rest(counts)))
 
 
 def _rest(counts: collections.Counter[int]) -> str:
@@ -60,8 +63,8 @@ def _rest(counts: collections.Counter[int]) -> str:
     return ", ".join(rest)
 
 
-def line(done: int, total: int, seconds: float, rest: str) -> str:
+def line(what: str, done: int, total: int, seconds: float, rest: str) -> str:
     """For example "checked 500 of 2000 photos, 50.0 photos/s, 30 s left; 3 rejected"."""
     rate = done / seconds
     left = f", {rate:.1f} photos/s, {(total - done) / rate:.0f} s left" if 0 < done < total else ""
-    return f"checked {done} of {total} photos{left}; {rest}"
+    return f"{what}ed {done} of {total} photos{left}; {rest}"

@@ -16,7 +16,7 @@ _HOMES = {
     "Loss": "carbrand.training.losses",
     "ModelSpec": "carbrand.training.model",
     "OptimizerSpec": "carbrand.training.optimizer",
-    "Predictor": "carbrand.serving.predict",
+    "Predictor": "carbrand.serving.predictor",
     "Preprocess": "carbrand.data.preprocess",
     "Stream": "carbrand.data.pipeline",
     "Weights": "carbrand.training.weights",

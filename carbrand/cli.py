@@ -14,6 +14,7 @@ from absl import logging as absl_logging
 from absl.flags import argparse_flags
 
 import carbrand
+from carbrand import quiet
 from carbrand.errors import CarbrandError, ConfigError
 
 _EPILOG = """the whole flow:
@@ -23,8 +24,9 @@ _EPILOG = """the whole flow:
   carbrand doctor --data records --gin_file probe --gin_param "weights.path='imagenet'"
   carbrand train --data records --run runs/first --gin_file probe --gin_param "weights.path='imagenet'"
   carbrand evaluate --run runs/first --data records
-  carbrand export --run runs/first --output model
+  carbrand export --run runs/first --data records --output model
   carbrand predict --model model some_photo.jpg
+  carbrand serve --model model
 
 Bad input exits with 2, a failed gate with 3."""
 
@@ -41,8 +43,8 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         arguments, beam_arguments = arguments[:cut], arguments[cut + 1 :]
     parser = make_parser()
     options = parser.parse_args(arguments)
-    if beam_arguments and options.command not in ("build", "verify"):
-        parser.error(f"carbrand {options.command} takes nothing after --; only build and verify do, for Beam")
+    if beam_arguments and options.command not in ("build", "verify", "predict"):
+        parser.error(f"carbrand {options.command} takes nothing after --; only build, verify and predict do, for Beam")
     options.beam_arguments = beam_arguments
     flags.FLAGS(argv[:1])  # absl wants its own flags parsed; the stages have none
     return options
@@ -87,6 +89,7 @@ def make_parser() -> argparse.ArgumentParser:
         _add_explain,
         _add_export,
         _add_predict,
+        _add_serve,
     ):
         add(stages)
     return parser
@@ -122,16 +125,9 @@ def _add_checkpoint(stage: argparse.ArgumentParser) -> None:
 
 
 def _load_tensorflow() -> None:
-    """Imports TensorFlow without the lines that its C++ side writes to stderr before any log level counts."""
-    sys.stderr.flush()
-    stderr = os.dup(2)
-    with pathlib.Path(os.devnull).open("wb") as nowhere:
-        os.dup2(nowhere.fileno(), 2)
-    try:
+    """Imports TensorFlow without the lines that its C++ side writes before any log level counts."""
+    with quiet.output():
         import tensorflow  # noqa: F401
-    finally:
-        os.dup2(stderr, 2)
-        os.close(stderr)
 
 
 def _add_demo(stages: argparse._SubParsersAction) -> None:
@@ -591,24 +587,29 @@ def _add_export(stages: argparse._SubParsersAction) -> None:
     stage = _add_stage(
         stages,
         "export",
-        "write a checkpoint of a run as a SavedModel from encoded photos to brands",
-        "carbrand export --run runs/first --data records --output model",
+        "write a checkpoint of a run as a model that answers as the run does: a SavedModel and, as may be, TFLite",
+        "carbrand export --run runs/first --data records --output model\n"
+        "  carbrand export --run runs/first --data records --output model --formats float16,int8",
     )
     stage.add_argument("--run", required=True, help="folder of a run")
-    stage.add_argument("--output", required=True, help="folder for the exported model")
-    stage.add_argument("--data", default=None, help="records on which the export must answer as the run does")
+    stage.add_argument("--data", required=True, help="the run's records, on which the export must answer as the run")
+    stage.add_argument("--output", required=True, help="folder for the model; an older one in it stays, as a version")
+    stage.add_argument(
+        "--formats", default="", metavar="LIST", help="TFLite files beside the SavedModel: float16, int8, or both"
+    )
     _add_checkpoint(stage)
-    stage.add_argument("--overwrite", action="store_true", help="replace an older export")
     stage.set_defaults(handler=_export)
 
 
 def _export(options: argparse.Namespace) -> int:
+    from carbrand.data import manifest
+
+    manifest.load(options.data)
     _load_tensorflow()
     from carbrand.serving import export
 
-    folder = export.run(
-        options.run, options.output, data=options.data, which=options.checkpoint, overwrite=options.overwrite
-    )
+    formats = [name for name in options.formats.split(",") if name]
+    folder = export.run(options.run, options.output, data=options.data, which=options.checkpoint, formats=formats)
     print(f"Model: {folder}")
     return 0
 
@@ -618,12 +619,28 @@ def _add_predict(stages: argparse._SubParsersAction) -> None:
         stages,
         "predict",
         "predict the brand of photos; exits with 1 if some could not be read",
-        "carbrand predict --model model photo.jpg more_photos/ --format csv --output predictions.csv",
+        "carbrand predict --model model photo.jpg more_photos/ 'old/*.webp' --format csv --output predictions.csv\n"
+        "  curl -s https://example.com/car.jpg | carbrand predict --model model -\n"
+        "  carbrand predict --model model --list photos.csv --workers 4 --output predictions   # with Apache Beam",
     )
     stage.add_argument("--model", required=True, help="folder of an exported model")
-    stage.add_argument("paths", nargs="+", metavar="PATH", help="photos, or folders of photos")
-    stage.add_argument("--format", default="table", choices=("table", "csv", "jsonl"), help="(default: %(default)s)")
-    stage.add_argument("--output", default=None, help="file to write to (default: the terminal)")
+    stage.add_argument(
+        "paths", nargs="*", metavar="PATH", help="photos, folders of photos, patterns, or - for a photo through stdin"
+    )
+    stage.add_argument(
+        "--list", default=None, metavar="FILE", help="more of them: a text with one per line (-: stdin), or a table"
+    )
+    stage.add_argument(
+        "--format", default=None, help="table (default), csv or jsonl; with Beam jsonl (default) or parquet"
+    )
+    stage.add_argument("--output", default=None, help="file to write to (default: the terminal); with Beam a folder")
+    stage.add_argument(
+        "--workers",
+        type=int,
+        default=None,
+        help="predict with Apache Beam, in so many processes; goes on where it ended",
+    )
+    stage.usage = "carbrand predict --model DIR PATH … [options] [-- BEAM OPTIONS]"
     stage.set_defaults(handler=_predict)
 
 
@@ -631,14 +648,91 @@ def _predict(options: argparse.Namespace) -> int:
     from carbrand import exported
 
     exported.load(options.model)
+    with_beam = options.workers is not None or bool(options.beam_arguments)
+    if with_beam and options.output is None:
+        raise ConfigError("--workers, and options for Beam, need --output, the folder for the predictions.")
+    if with_beam:
+        _need_beam("predict --workers")
     _load_tensorflow()
-    from carbrand.serving import predict
+    chosen = {"names_from": options.list, "output": options.output}
+    if options.format is not None:
+        chosen["output_format"] = options.format
+    if with_beam:
+        from beam_jobs import predict_images
 
-    text, failures = predict.run(options.model, options.paths, output_format=options.format, output=options.output)
-    if options.output is None:
-        print(text, end="")
+        total, failures = predict_images.run(
+            options.model, options.paths, **chosen, workers=options.workers, beam_args=options.beam_arguments
+        )
     else:
+        from carbrand.serving import predict
+
+        total, failures = predict.run(options.model, options.paths, **chosen)
+    if options.output is not None:
         print(f"Predictions: {pathlib.Path(options.output)}")
     if failures:
-        print(f"{failures} photos could not be read.", file=sys.stderr)
+        print(f"{failures} of {total} photos could not be read.", file=sys.stderr)
     return 1 if failures else 0
+
+
+def _add_serve(stages: argparse._SubParsersAction) -> None:
+    stage = _add_stage(
+        stages,
+        "serve",
+        "answer over HTTP: TensorFlow Serving's REST paths, uploads, a page to drop a photo on, metrics",
+        "carbrand serve --model model --log predictions\n"
+        "  curl -F photo=@photo.jpg http://127.0.0.1:8501/predict\n\n"
+        "with CARBRAND_API_KEY in the environment, requests need the header 'Authorization: Bearer KEY'",
+    )
+    stage.add_argument("--model", required=True, help="folder of an exported model; newer versions are taken up")
+    stage.add_argument("--host", default=None, help="address to listen on (default: 127.0.0.1; 0.0.0.0: all)")
+    stage.add_argument("--port", type=int, default=None, help="(default: 8501)")
+    stage.add_argument("--name", default=None, help="of the model in TensorFlow Serving's paths (default: carbrand)")
+    stage.add_argument("--log", default=None, metavar="DIR", help="folder for what was answered, one line per photo")
+    stage.add_argument("--keep_photos", action="store_true", help="keep the photos in that folder too")
+    limits = stage.add_argument_group("limits")
+    limits.add_argument("--max_batch", type=int, default=None, help="photos per pass of the network (default: 32)")
+    limits.add_argument("--max_delay_ms", type=float, default=None, help="a photo's wait for others (default: 5)")
+    limits.add_argument("--max_waiting", type=int, default=None, help="photos at a time; then 503 (default: 256)")
+    limits.add_argument("--max_body_mib", type=int, default=None, help="of a request (default: 64)")
+    limits.add_argument("--max_pixels", type=int, default=None, help="of a photo (default: 40000000)")
+    limits.add_argument("--timeout_s", type=float, default=None, help="for an answer (default: 30)")
+    stage.add_argument(
+        "--poll_s", type=float, default=None, help="between looks for a newer version (default: 5; 0: none)"
+    )
+    limits.add_argument("--drain_s", type=float, default=None, help="of answering on after SIGTERM (default: 5)")
+    stage.set_defaults(handler=_serve)
+
+
+def _serve(options: argparse.Namespace) -> int:
+    from carbrand import exported
+
+    exported.load(options.model)
+    _need_serve()
+    _load_tensorflow()
+    from carbrand.serving import serve
+
+    if options.keep_photos and options.log is None:
+        raise ConfigError("--keep_photos needs --log, the folder for them.")
+    limits = (
+        "max_batch",
+        "max_delay_ms",
+        "max_waiting",
+        "max_body_mib",
+        "max_pixels",
+        "timeout_s",
+        "drain_s",
+        "poll_s",
+    )
+    given = _given(options, "host", "port", "name", *limits)
+    serve.run(options.model, log_dir=options.log, keep_photos=options.keep_photos, **given)
+    return 0
+
+
+def _need_serve() -> None:
+    try:
+        import prometheus_client  # noqa: F401
+        import python_multipart  # noqa: F401
+        import starlette  # noqa: F401
+        import uvicorn  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"`carbrand serve` needs {error.name}. Run: pip install 'carbrand[serve]'") from error

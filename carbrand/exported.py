@@ -1,26 +1,47 @@
-"""What an exported folder holds: `model.json`, written last, and the numbered SavedModel that TensorFlow Serving wants.
+"""What an exported folder holds: numbered versions, each whole from the moment it appears, as TensorFlow Serving wants.
 
-model/model.json                brands, input, fingerprints (the manifest)
-model/1/saved_model.pb …        the graph and its variables
+model/1/saved_model.pb, variables/   the graph
+model/1/model.json                   brands, input, calibration, fingerprints, parity of all formats (the manifest)
+model/1/float16.tflite, int8.tflite  where they were asked for
 """
 
+import contextlib
 import dataclasses
 import json
 import os
 import pathlib
+import shutil
+import tempfile
+from collections.abc import Iterator
 from typing import Any
 
 from carbrand import files
-from carbrand.errors import DataError
+from carbrand.errors import ConfigError, DataError
 
 MANIFEST = "model.json"
-FORMAT_VERSION = 1
-VERSION = "1"  # TensorFlow Serving loads the highest numbered folder
+FORMAT_VERSION = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Format:
+    """One way in which a version is stored, held against the run that it was made from.
+
+    Attributes:
+      name: "saved_model", "float16" or "int8".
+      size_bytes: On disk.
+      max_difference: Largest difference of a probability.
+      agreement: Share of photos with the same most probable brand, 0 to 1.
+    """
+
+    name: str
+    size_bytes: int
+    max_difference: float
+    agreement: float
 
 
 @dataclasses.dataclass(frozen=True)
 class Exported:
-    """The manifest of an exported model.
+    """The manifest of one version of an exported model.
 
     Attributes:
       brands: The classes, in the order of the probabilities.
@@ -29,8 +50,10 @@ class Exported:
       resize_short_px: What photos are shrunk to before they reach the graph, as in the dataset build; None: not at all.
       jpeg_quality: Of the photos that have to be encoded again before they reach the graph.
       variables: Path of every model variable, in the order in which the SavedModel holds them.
+      temperature: By which the graph divides its logits for honest probabilities.
+      unknown_above: Unknown-brand scores above it mean: probably none of `brands`.
       facts: Where the model comes from: run, step, dataset fingerprint, versions.
-      temperature: By which the logits are to be divided for honest probabilities; the graph's are as trained.
+      formats: What is in the folder.
     """
 
     brands: tuple[str, ...]
@@ -39,21 +62,47 @@ class Exported:
     resize_short_px: int | None
     jpeg_quality: int
     variables: tuple[str, ...]
+    temperature: float
+    unknown_above: float
     facts: dict[str, Any]
-    temperature: float = 1.0
+    formats: tuple[Format, ...] = ()
     format_version: int = FORMAT_VERSION
 
 
+def versions(folder: str | os.PathLike[str]) -> list[int]:
+    """The versions in an exported folder, in ascending order."""
+    numbered = (path for path in pathlib.Path(folder).glob("*") if path.name.isdecimal())
+    return sorted(int(path.name) for path in numbered if (path / MANIFEST).exists())
+
+
+def is_export(folder: str | os.PathLike[str]) -> bool:
+    """Whether `folder` is an exported model, or one version of it."""
+    return (pathlib.Path(folder) / MANIFEST).exists() or bool(versions(folder))
+
+
+def find(folder: str | os.PathLike[str]) -> pathlib.Path:
+    """The folder of the newest version of an exported model; `folder` itself, if it is that of a version.
+
+    Raises:
+      DataError: There is no such folder, or no version in it.
+    """
+    folder = pathlib.Path(folder)
+    if (folder / MANIFEST).exists():
+        return folder
+    found = versions(folder)
+    if not found:
+        what = "holds no exported model" if folder.is_dir() else "no such folder"
+        raise DataError(f"{folder}: {what}. Make it with `carbrand export --run RUN --data RECORDS --output {folder}`.")
+    return folder / str(found[-1])
+
+
 def load(folder: str | os.PathLike[str]) -> Exported:
-    """Reads the manifest of an exported folder.
+    """Reads the manifest of the version that `find` finds.
 
     Raises:
       DataError: No such folder, no complete export, or one of another format version.
     """
-    path = pathlib.Path(folder) / MANIFEST
-    if not path.exists():
-        what = "not a complete export" if path.parent.is_dir() else "no such folder"
-        raise DataError(f"{folder}: {what}. Make it with `carbrand export --run RUN --output {folder}`.")
+    path = find(folder) / MANIFEST
     try:
         content = json.loads(path.read_text())
     except ValueError as error:
@@ -63,14 +112,34 @@ def load(folder: str | os.PathLike[str]) -> Exported:
             f"{path}: has format version {content.get('format_version')}, this carbrand reads version "
             f"{FORMAT_VERSION}. Export the run again."
         )
-    return Exported(**{**content, "brands": tuple(content["brands"]), "variables": tuple(content["variables"])})
+    lists = {name: tuple(content[name]) for name in ("brands", "variables")}
+    return Exported(**{**content, **lists, "formats": tuple(Format(**row) for row in content["formats"])})
 
 
-def write(folder: str | os.PathLike[str], exported: Exported) -> None:
-    """Completes an exported folder."""
-    files.write_json(pathlib.Path(folder) / MANIFEST, dataclasses.asdict(exported))
+def write(version_folder: str | os.PathLike[str], exported: Exported) -> None:
+    """Writes the manifest of a version."""
+    files.write_json(pathlib.Path(version_folder) / MANIFEST, dataclasses.asdict(exported))
 
 
-def saved_model(folder: str | os.PathLike[str]) -> pathlib.Path:
-    """The SavedModel inside an exported folder."""
-    return pathlib.Path(folder) / VERSION
+def check_output(folder: str | os.PathLike[str]) -> None:
+    """Raises ConfigError unless a version can be added to `folder`: it is new, empty or holds versions."""
+    folder = pathlib.Path(folder)
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"--output={folder}: is a file. Name a folder.")
+    if folder.exists() and any(folder.iterdir()) and not versions(folder):
+        raise ConfigError(f"--output={folder}: holds something else than exported models. Give another folder.")
+
+
+@contextlib.contextmanager
+def new_version(folder: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
+    """A folder to be filled in the block, which becomes the next version when the block ends without an error."""
+    folder = pathlib.Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    unfinished = pathlib.Path(tempfile.mkdtemp(dir=folder, prefix=".unfinished-"))
+    try:
+        yield unfinished
+        unfinished.chmod(0o777 & ~files.umask())
+        unfinished.rename(folder / str(max(versions(folder), default=0) + 1))
+    except BaseException:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        raise

@@ -43,7 +43,7 @@ def atomic_writer(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())
+        os.chmod(temporary, 0o666 & ~umask())
         os.replace(temporary, path)
     except BaseException:
         with contextlib.suppress(FileNotFoundError):
@@ -112,8 +112,8 @@ def shard_name(split: str, shard: int, num_shards: int) -> str:
     return f"carbrand-{split}.tfrecord-{shard:05d}-of-{num_shards:05d}"
 
 
-def _umask() -> int:
-    # mkstemp makes files that only the owner can read; give the renamed file the usual rights.
+def umask() -> int:
+    """The rights that new files do not get. Those of mkstemp have others: only their owner can read them."""
     mask = os.umask(0)
     os.umask(mask)
     return mask

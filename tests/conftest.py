@@ -1,6 +1,8 @@
 """Data that tests of several stages need."""
 
+import contextlib
 import pathlib
+import shutil
 
 import gin
 import pytest
@@ -59,3 +61,18 @@ def real_data():
     if not folder.is_dir():
         pytest.skip("the real photos are not beside this checkout")
     return folder.resolve()
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """Headless Chromium, of this machine."""
+    found = filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome")))
+    chromium = next(found, None)
+    if chromium is None:
+        pytest.skip("no Chromium here; .ci/run installs one")
+    from playwright import sync_api
+
+    with sync_api.sync_playwright() as playwright, contextlib.ExitStack() as stack:
+        started = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        stack.callback(started.close)
+        yield started

@@ -164,9 +164,19 @@ def test_unknown_flag_is_argparse_s_error(capsys):
     assert "--data" in capsys.readouterr().err
 
 
-def test_beam_options_go_to_build_only(capsys):
-    assert carbrand("predict", "--model", "m", "x", "--", "--runner=X") == 2
-    assert "only build and verify do" in capsys.readouterr().err
+def test_beam_options_go_to_stages_with_beam_only(capsys):
+    assert carbrand("evaluate", "--model", "m", "--data", "x", "--", "--runner=X") == 2
+    assert "only build, verify and predict do" in capsys.readouterr().err
+
+
+def test_prediction_by_beam_needs_a_folder(tiny_model, capsys):
+    assert carbrand("predict", "--model", tiny_model, "x", "--workers", "2") == 2
+    assert "need --output, the folder for the predictions" in one_line(capsys)
+
+
+def test_photos_are_kept_in_a_log_only(tiny_model, capsys):
+    assert carbrand("serve", "--model", tiny_model, "--keep_photos") == 2
+    assert "--keep_photos needs --log" in one_line(capsys)
 
 
 def test_unknown_beam_option(drawn_photos, tmp_path, capsys):

@@ -10,21 +10,33 @@ import pytest
 ROOT = pathlib.Path(__file__).parents[1]
 
 # Each room may import from itself and from the rooms named; `carbrand` is the package's own __init__.
-FOUNDATION = {"carbrand", "carbrand.errors", "carbrand.files", "carbrand.checks", "carbrand.templates"}
+FOUNDATION = {
+    "carbrand",
+    "carbrand.errors",
+    "carbrand.files",
+    "carbrand.checks",
+    "carbrand.quiet",
+    "carbrand.templates",
+}
 ROOMS = {
     "carbrand.errors": set(),
     "carbrand.files": {"carbrand.errors"},
     "carbrand.checks": {"carbrand.errors"},
+    "carbrand.quiet": set(),
     "carbrand.templates": set(),
     "carbrand.exported": FOUNDATION,
     "carbrand.config": FOUNDATION,
     "carbrand.data": FOUNDATION,
     "carbrand.training": FOUNDATION | {"carbrand.config", "carbrand.exported", "carbrand.data"},
     "carbrand.evaluation": FOUNDATION | {"carbrand.exported", "carbrand.data", "carbrand.training"},
-    "carbrand.serving": FOUNDATION | {"carbrand.exported", "carbrand.data", "carbrand.training", "carbrand.evaluation"},
-    "carbrand.serving.predict": FOUNDATION | {"carbrand.exported", "carbrand.data"},
-    "carbrand.demo": FOUNDATION,
+    "carbrand.serving": FOUNDATION
+    | {"carbrand.exported", "carbrand.data", "carbrand.training", "carbrand.evaluation", "carbrand.serving.predictor"},
+    "carbrand.serving.predict": FOUNDATION | {"carbrand.exported", "carbrand.data", "carbrand.serving.predictor"},
+    "carbrand.serving.predictor": FOUNDATION | {"carbrand.exported", "carbrand.data"},
+    "carbrand.demo": FOUNDATION | {"carbrand.exported"},
     "beam_jobs": FOUNDATION | {"carbrand.data"},
+    "beam_jobs.predict_images": FOUNDATION
+    | {"carbrand.data", "carbrand.exported", "carbrand.serving.predict", "carbrand.serving.predictor", "beam_jobs"},
 }
 # What these modules may load of the heavy libraries, their own imports included.
 LIGHT = {
@@ -57,6 +69,8 @@ LIGHT = {
     "carbrand.training.tune": {"gin"},
     "carbrand.evaluation.metrics": set(),
     "carbrand.serving.predict": {"tensorflow"},
+    "carbrand.serving.predictor": {"tensorflow"},
+    "carbrand.serving.serve": {"tensorflow"},
     "beam_jobs.build_dataset": {"apache_beam"},
     "beam_jobs.verify_dataset": {"apache_beam"},
 }

@@ -100,7 +100,9 @@ class _Decoded:
     is_plain_jpeg: bool = False
 
 
-def normalise(content: bytes, *, resize_short_px: int | None, jpeg_quality: int = 95) -> NormalisedImage:
+def normalise(
+    content: bytes, *, resize_short_px: int | None, jpeg_quality: int = 95, max_pixels: int = MAX_PIXELS
+) -> NormalisedImage:
     """Decodes a whole image file, turns it upright, converts it to sRGB and shrinks it.
 
     JPEGs that are so already, and of a kind that TensorFlow decodes, are kept byte for byte. Transparent pixels become
@@ -110,6 +112,7 @@ def normalise(content: bytes, *, resize_short_px: int | None, jpeg_quality: int 
         content: the file.
         resize_short_px: shrink the short side to this, in pixels; never enlarge. None keeps the size.
         jpeg_quality: of what is encoded again, 1 to 95.
+        max_pixels: of an image that is still decoded; at most `MAX_PIXELS`.
 
     Raises:
         Rejected: "empty", "not_an_image", "too_small", "too_large", "aspect_ratio", "truncated" or "decode_error".
@@ -119,7 +122,7 @@ def normalise(content: bytes, *, resize_short_px: int | None, jpeg_quality: int 
         if len(content) > MAX_FILE_BYTES:
             raise Rejected("too_large", f"over {MAX_FILE_BYTES} bytes")
         image = _open(content)
-        _check_size(*image.size)
+        _check_size(*image.size, max_pixels)
         target = _target_size(image.size, resize_short_px)
         decoded = _decode_plain_jpeg(content, image, target) or _decode_any(image)
     pixels = _finish(decoded, target)
@@ -178,13 +181,13 @@ def _rejecting() -> Iterator[None]:
         raise Rejected("truncated" if "truncated" in text.lower() else "decode_error", text) from error
 
 
-def _check_size(width: int, height: int) -> None:
+def _check_size(width: int, height: int, max_pixels: int) -> None:
     """Checks the size that the header states, before any pixel is decoded."""
     size = f"{width}×{height} px"
     if min(width, height) < MIN_SIDE_PX:
         raise Rejected("too_small", f"{size}, the least is {MIN_SIDE_PX} px on each side")
-    if max(width, height) > MAX_SIDE_PX or width * height > MAX_PIXELS:
-        raise Rejected("too_large", f"{size}, the most is {MAX_SIDE_PX} px on a side and {MAX_PIXELS} in all")
+    if max(width, height) > MAX_SIDE_PX or width * height > max_pixels:
+        raise Rejected("too_large", f"{size}, the most is {MAX_SIDE_PX} px on a side and {max_pixels} in all")
     if max(width, height) > MAX_ASPECT_RATIO * min(width, height):
         raise Rejected("aspect_ratio", f"{size}, the most is {MAX_ASPECT_RATIO}:1")
 

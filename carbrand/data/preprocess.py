@@ -41,10 +41,12 @@ class Preprocess:
 
         Bilinear with antialiasing, as a photo may be much larger than the network's input.
         """
-        image = tf.io.decode_image(encoded, channels=3, expand_animations=False)
-        image = central_window(image, self.height_width, self.crop_fraction)
-        image = tf.image.resize(image, self.height_width, method="bilinear", antialias=True)
-        return to_uint8(image)
+        return self.of_pixels(tf.io.decode_image(encoded, channels=3, expand_animations=False))
+
+    def of_pixels(self, image: tf.Tensor) -> tf.Tensor:
+        """One decoded image [h, w, 3] uint8, RGB -> [H, W, 3] uint8."""
+        window = central_window(image, self.height_width, self.crop_fraction)
+        return to_uint8(tf.image.resize(window, self.height_width, method="bilinear", antialias=True))
 
 
 def central_window(image: tf.Tensor, height_width: tuple[int, int], crop_fraction: float) -> tf.Tensor:

@@ -8,7 +8,7 @@ import subprocess
 import sys
 from typing import Any
 
-from carbrand import files
+from carbrand import exported, files
 from carbrand.demo import draw
 from carbrand.errors import ConfigError
 
@@ -40,8 +40,8 @@ def run(folder: str | os.PathLike[str], *, photos_per_brand: int = 160, epochs: 
     is_new = not (report / "report.json").exists()
     if is_new:
         _stage("evaluate", "--run", run_dir, "--data", records)
-    if is_new or not (model / "model.json").exists():
-        _stage("export", "--run", run_dir, "--data", records, "--output", model, "--overwrite")
+    if is_new or not exported.is_export(model):
+        _stage("export", "--run", run_dir, "--data", records, "--output", model)
     _stage("predict", "--model", model, *_one_photo_per_brand(report / "predictions.csv", photos))
     accuracy = json.loads((report / "report.json").read_text())["metrics"]["accuracy"]
     print(f"\nReport: {report} (test accuracy {accuracy:.1%})\nModel:  {model}")

@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow as tf
 import tqdm
 
-from carbrand.data import catalogue, manifest, pipeline, records
+from carbrand.data import catalogue, manifest, overlay, pipeline, records
 from carbrand.data.reader import RecordReader
 from carbrand.errors import DataError, GateError
 from carbrand.evaluation import calibration, card, gate, heatmap, ledger, metrics, page, report, slices, trained
@@ -50,9 +50,7 @@ def run(
     reader = RecordReader(data, split)
     before = None if baseline is None else report.load_predictions(baseline)
     model = trained.load(run_dir, model_dir, which)
-    if model.brands != dataset.brands:
-        theirs, ours = ", ".join(dataset.brands), ", ".join(model.brands)
-        raise DataError(f"{data}: has the brands {theirs}; {model.folder} knows {ours}.")
+    trained.check_brands(dataset, data, model.brands, model.folder)
     with pipeline.data_errors():
         batches = model.predict(data, split, batch_size)
         probabilities = np.concatenate(list(_with_progress(batches, len(reader), f"evaluate {split}")))
@@ -101,7 +99,7 @@ class _Pictures:
         preprocess = self._model.preprocess
         images = np.stack([preprocess(tf.constant(self.photo(number))).numpy() for number in numbers])
         maps = heatmap.make(self._model.make_model())(images, np.array(labels))
-        return [heatmap.overlay(*pair) for pair in zip(images, maps, strict=True)]
+        return [overlay.jpeg(*pair) for pair in zip(images, maps, strict=True)]
 
 
 def _compare(

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import tensorflow as tf
 
-from carbrand.data import contact_sheet, images
+from carbrand.data import contact_sheet, images, overlay
 from carbrand.data.contact_sheet import Cell, ContactSheet
 from carbrand.errors import ConfigError, DataError
 from carbrand.evaluation import heatmap, trained
@@ -57,7 +57,7 @@ def run(
         labels = [model.brands.index(brand) for brand in brands] or best
         heats = maps(np.repeat(image[np.newaxis], len(labels), axis=0), np.array(labels))
         cells = [
-            Cell(heatmap.mixed(image, heat), [model.brands[label], f"{100 * shares[label]:.1f} %"])
+            Cell(overlay.pixels(image, heat), [model.brands[label], f"{100 * shares[label]:.1f} %"])
             for label, heat in zip(labels, heats, strict=True)
         ]
         sheet.add_heading(f"{photo}: {model.brands[best[0]]}")

@@ -14,7 +14,7 @@ from carbrand import exported
 from carbrand.data import manifest, pipeline, records
 from carbrand.data.preprocess import Preprocess
 from carbrand.data.reader import RecordReader
-from carbrand.errors import ConfigError
+from carbrand.errors import ConfigError, DataError
 from carbrand.training import checkpoint, features, hardware, weights
 
 
@@ -71,6 +71,13 @@ def load(
     return _of_export(pathlib.Path(model_dir))
 
 
+def check_brands(dataset: manifest.Manifest, data: Any, brands: tuple[str, ...], folder: Any) -> None:
+    """Raises DataError unless the records in `data` have the `brands` that the model in `folder` knows."""
+    if brands != dataset.brands:
+        theirs, ours = ", ".join(dataset.brands), ", ".join(brands)
+        raise DataError(f"{data}: has the brands {theirs}; {folder} knows {ours}.")
+
+
 def _of_run(run_dir: pathlib.Path, which: str) -> Trained:
     strategy = hardware.make_strategy(hardware.Hardware())
     with strategy.scope():
@@ -107,7 +114,7 @@ def _of_run(run_dir: pathlib.Path, which: str) -> Trained:
 
 def _of_export(model_dir: pathlib.Path) -> Trained:
     description = exported.load(model_dir)
-    signature = tf.saved_model.load(str(exported.saved_model(model_dir))).signatures["serving_default"]
+    signature = tf.saved_model.load(str(exported.find(model_dir))).signatures["serving_default"]
     preprocess = Preprocess(**description.preprocess)
 
     def predict(data: Any, split: str, batch_size: int) -> Iterator[np.ndarray]:
@@ -115,7 +122,7 @@ def _of_export(model_dir: pathlib.Path) -> Trained:
         for start in range(0, len(reader), batch_size):
             numbers = range(start, min(start + batch_size, len(reader)))
             encoded = [bytes(records.parse_bytes(reader.read(number), "image/encoded")) for number in numbers]
-            yield signature(tf.constant(encoded))["probabilities"].numpy()
+            yield tf.nn.softmax(signature(tf.constant(encoded))["logits"]).numpy()
 
     config = {"model": description.model, "preprocess": description.preprocess}
 

@@ -1,115 +1,117 @@
-"""A run's newest checkpoint -> a folder that needs no carbrand to serve: encoded photos in, brands out."""
+"""A run's checkpoint -> a model that needs no carbrand to serve, and that answers as the run does."""
 
+import dataclasses
+import logging
 import os
 import pathlib
-import shutil
+from collections.abc import Sequence
 from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
+from numpy.typing import NDArray
 
 import carbrand
-from carbrand import exported
-from carbrand.data import manifest, records
+from carbrand import checks, exported, quiet
+from carbrand.data import manifest
 from carbrand.data.preprocess import Preprocess
-from carbrand.data.reader import RecordReader
-from carbrand.errors import ConfigError, GateError
+from carbrand.errors import DataError, GateError
+from carbrand.evaluation import trained
+from carbrand.serving import lite, parity
+from carbrand.serving.graph import ServingModule, network_of
 from carbrand.training import checkpoint
 
-MAX_PARITY_DIFFERENCE = 1e-5  # between the run's probabilities and the exported graph's
-_PARITY_PHOTOS = 64
+UNKNOWN_ABOVE = 0.95  # then one photo of a known brand in twenty is taken for an unknown one
+# Photos with which others are compared to find unknown brands: 8 kB each in the graph, and enough to tell 5 %; guesses.
+_MIN_KNOWN, _MAX_KNOWN = 20, 1000
+_BATCH = 32
 
-
-class ServingModule(tf.Module):
-    """The exported graph. `weights` holds each variable once, in the order of `Exported.variables`."""
-
-    def __init__(self, model: keras.Model, brands: tuple[str, ...], preprocess: Preprocess) -> None:
-        super().__init__()
-        self.weights = [variable.value for variable in model.variables]
-        self._brands = tf.constant(brands)
-        # A function, not the model itself, which would be tracked too and store each variable a second time.
-        self._forward = lambda images: model(images, training=False)
-        self._preprocess = preprocess
-
-    @tf.function(input_signature=[tf.TensorSpec([None], tf.string, name="encoded")])
-    def predict(self, encoded: tf.Tensor) -> dict[str, tf.Tensor]:
-        """Encoded photos [B] string -> brand [B] string, probability [B] float32, probabilities [B, C] float32."""
-        images = tf.map_fn(
-            self._preprocess, encoded, fn_output_signature=tf.TensorSpec((*self._preprocess.height_width, 3), tf.uint8)
-        )
-        probabilities = self._forward(images)
-        return {
-            "brand": tf.gather(self._brands, tf.argmax(probabilities, -1)),
-            "probability": tf.reduce_max(probabilities, -1),
-            "probabilities": probabilities,
-        }
+log = logging.getLogger(__name__)
 
 
 def run(
     run_dir: str | os.PathLike[str],
     output: str | os.PathLike[str],
     *,
-    data: str | os.PathLike[str] | None = None,
+    data: str | os.PathLike[str],
     which: str = "latest",
-    overwrite: bool = False,
+    formats: Sequence[str] = (),
 ) -> pathlib.Path:
-    """Exports a checkpoint of `run_dir` to the folder `output`.
+    """Exports a checkpoint of `run_dir` as a new version in the folder `output`.
 
     Args:
       run_dir: A run with at least one checkpoint.
-      output: A new folder; `exported` says what it holds.
-      data: Records on whose test photos the exported graph is compared with the run.
+      output: A new folder, or one with older versions; `exported` says what it holds.
+      data: The run's records. The export has to answer as the run does on 200 of the photos, those of test first;
+        and the unknown-brand score compares with those of validation.
       which: "latest" or "best" checkpoint, see `checkpoint.load_run`.
-      overwrite: Replace an older export.
+      formats: "float16" and "int8": TFLite files, for phones and small devices, beside the SavedModel.
+
+    Returns:
+      The folder of the version.
 
     Raises:
-      ConfigError: `output` exists.
-      GateError: The exported graph's probabilities differ from the run's.
+      ConfigError: `output` holds something else, or a format is none of ours.
+      DataError: `data` has no photos, or other brands.
+      GateError: A format answers otherwise than the run; nothing is exported.
     """
-    output = pathlib.Path(output)
-    if output.exists() and not output.is_dir():
-        raise ConfigError(f"--output={output}: is a file. Name a folder.")
-    if output.exists() and any(output.iterdir()) and not overwrite:
-        raise ConfigError(f"--output={output}: exists and is not empty. Give another folder, or --overwrite.")
+    for name in formats:
+        checks.choice("--formats", name, lite.FORMATS)
+    exported.check_output(output)
+    dataset = manifest.load(data)
     model, meta = checkpoint.load_model(run_dir, which)
-    brands, preprocess = tuple(meta["brands"]), Preprocess(**meta["config"]["preprocess"])
-    (output / exported.MANIFEST).unlink(missing_ok=True)
-    shutil.rmtree(exported.saved_model(output), ignore_errors=True)
-    module = ServingModule(model, brands, preprocess)
-    tf.saved_model.save(module, str(exported.saved_model(output)), signatures={"serving_default": module.predict})
-    if data is not None:
-        _check_parity(model, preprocess, output, data)
-    exported.write(output, _describe(model, meta, brands, run_dir))
-    return output
+    trained.check_brands(dataset, data, tuple(meta["brands"]), run_dir)
+    description = _describe(model, meta, run_dir)
+    preprocess = Preprocess(**description.preprocess)
+    module = ServingModule(
+        model,
+        description.brands,
+        preprocess,
+        temperature=description.temperature,
+        known_features=_features(model, parity.network_inputs(preprocess, _known_photos(data, dataset))),
+    )
+    with exported.new_version(output) as folder:
+        with quiet.output():
+            tf.saved_model.save(module, str(folder), signatures=module.signatures())
+        for name in formats:
+            lite.write(folder / f"{name}.tflite", model, description.temperature, name, preprocess.height_width)
+        exported.write(folder, description)
+        photos = parity.photos(data, dataset)
+        rows = parity.compare(folder, model, description, photos, formats)
+        log.info("%s", parity.table(rows, len(photos)))
+        failures = parity.failures(rows)
+        if failures:
+            raise GateError(f"{output}: {failures}. Nothing was exported.")
+        exported.write(folder, dataclasses.replace(description, formats=tuple(rows)))
+    return exported.find(output)
 
 
-def _describe(model: keras.Model, meta: dict[str, Any], brands: tuple[str, ...], run_dir: Any) -> exported.Exported:
+def _describe(model: keras.Model, meta: dict[str, Any], run_dir: Any) -> exported.Exported:
     facts = {"run": pathlib.Path(run_dir).name, "step": meta["step"], "trained_on": meta["dataset"]}
     return exported.Exported(
-        brands=brands,
+        brands=tuple(meta["brands"]),
         model=meta["config"]["model"],
         preprocess=meta["config"]["preprocess"],
         resize_short_px=meta["resize_short_px"],
         jpeg_quality=meta["jpeg_quality"],
         variables=tuple(variable.path for variable in model.variables),
         temperature=checkpoint.temperature(meta),
+        unknown_above=UNKNOWN_ABOVE,
         facts={**facts, "carbrand_version": carbrand.__version__, "tensorflow_version": tf.__version__},
     )
 
 
-def _check_parity(model: keras.Model, preprocess: Preprocess, output: pathlib.Path, data: Any) -> None:
-    split = "test" if manifest.load(data).splits["test"].num_examples else "validation"
-    reader = RecordReader(data, split)
-    encoded = [
-        records.decode(tf.constant(reader.read(n)))["image/encoded"] for n in range(min(_PARITY_PHOTOS, len(reader)))
-    ]
-    ours = model(tf.stack([preprocess(photo) for photo in encoded]), training=False).numpy()
-    signature = tf.saved_model.load(str(exported.saved_model(output))).signatures["serving_default"]
-    theirs = signature(tf.stack(encoded))["probabilities"].numpy()
-    difference = float(np.abs(ours - theirs).max())
-    if not difference <= MAX_PARITY_DIFFERENCE:
-        raise GateError(
-            f"{output}: the exported graph's probabilities differ from the run's by {difference:.3g} on {len(encoded)} "
-            f"photos; at most {MAX_PARITY_DIFFERENCE:g} is allowed. The export was not completed."
-        )
+def _known_photos(data: str | os.PathLike[str], dataset: manifest.Manifest) -> list[bytes]:
+    """Photos of known brands: of validation, and only where these are too few of train, which look too familiar."""
+    number = max(_MIN_KNOWN, min(_MAX_KNOWN, dataset.splits["validation"].num_examples))
+    found = parity.read(data, dataset, ("validation", "train"), number)
+    if len(found) < 2:
+        raise DataError(f"{data}: holds one photo; an export needs two or more to compare others with.")
+    return found
+
+
+def _features(model: keras.Model, images: NDArray[np.uint8]) -> NDArray[np.floating]:
+    network = network_of(model)
+    parts = (images[start : start + _BATCH] for start in range(0, len(images), _BATCH))
+    return np.concatenate([network(part, training=False)[0] for part in parts])

@@ -1,183 +1,132 @@
-"""Predictions from an exported model: photos in any format that the build takes in, brands and probabilities out."""
+"""Files, folders and patterns -> a table, CSV or JSONL with one row per photo, in order."""
 
+import contextlib
 import csv
-import dataclasses
 import io
+import itertools
 import json
 import os
-import pathlib
-from collections.abc import Iterable, Iterator, Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from typing import TextIO
 
-import numpy as np
-import tensorflow as tf
+import tqdm
 
-from carbrand import exported, files
-from carbrand.data import images
-from carbrand.errors import DataError
+from carbrand import checks, files
+from carbrand.data import local_files, photo_paths
+from carbrand.data.paths import shown
+from carbrand.errors import ConfigError
+from carbrand.serving.predictor import BATCH_SIZE, Failure, Photo, Prediction, Predictor
 
-_BATCH = 32
-
-
-@dataclasses.dataclass(frozen=True)
-class Prediction:
-    """What the model says of one photo.
-
-    Attributes:
-      brand: The most probable brand.
-      probability: Its probability.
-      probabilities: Of every brand, float32 [C], in the order of `Predictor.brands`.
-    """
-
-    brand: str
-    probability: float
-    probabilities: np.ndarray
-
-
-@dataclasses.dataclass(frozen=True)
-class Failure:
-    """Why there is no prediction for a photo."""
-
-    reason: str
-
-
-class Predictor:
-    """An exported model, ready to predict. Needs neither gin nor Beam; safe to call from many threads."""
-
-    def __init__(self, model_dir: str | os.PathLike[str]) -> None:
-        """Loads the model.
-
-        Raises:
-          DataError: `model_dir` is not a complete export.
-        """
-        self._exported = exported.load(model_dir)
-        self._module = tf.saved_model.load(
-            str(exported.saved_model(model_dir))
-        )  # keeps the signature's variables alive
-        self._signature = self._module.signatures["serving_default"]
-
-    @property
-    def brands(self) -> tuple[str, ...]:
-        """The classes, in the order of the probabilities."""
-        return self._exported.brands
-
-    def predict(self, photos: Sequence[bytes | str | os.PathLike[str]]) -> list[Prediction | Failure]:
-        """One result per photo, in order; each photo is the bytes of an image file, or a path.
-
-        Photos are checked and normalised exactly as the dataset build does it, so a photo gets the answer here that it
-        got in evaluation.
-        """
-        results: list[Prediction | Failure] = []
-        for start in range(0, len(photos), _BATCH):
-            results += self._predict_batch([self._normalise(photo) for photo in photos[start : start + _BATCH]])
-        return results
-
-    def _normalise(self, photo: bytes | str | os.PathLike[str]) -> bytes | Failure:
-        try:
-            content = photo if isinstance(photo, bytes) else _read(pathlib.Path(photo))
-            return images.normalise(
-                content,
-                resize_short_px=self._exported.resize_short_px,
-                jpeg_quality=self._exported.jpeg_quality,
-            ).encoded
-        except images.Rejected as error:
-            return Failure(f"{error.reason}: {error.detail}")
-        except OSError as error:
-            return Failure(f"unreadable: {error.strerror}")
-
-    def _predict_batch(self, photos: list[bytes | Failure]) -> list[Prediction | Failure]:
-        good = [photo for photo in photos if isinstance(photo, bytes)]
-        rows = iter(self._signature(tf.constant(good))["probabilities"].numpy() if good else ())
-        return [photo if isinstance(photo, Failure) else self._prediction(next(rows)) for photo in photos]
-
-    def _prediction(self, probabilities: np.ndarray) -> Prediction:
-        best = int(probabilities.argmax())
-        return Prediction(self.brands[best], float(probabilities[best]), probabilities)
+Row = tuple[str, Prediction | Failure]
 
 
 def run(
     model_dir: str | os.PathLike[str],
     paths: Sequence[str],
     *,
+    names_from: str | None = None,
     output_format: str = "table",
     output: str | os.PathLike[str] | None = None,
-) -> tuple[str, int]:
-    """Predicts files and, recursively, the files in folders.
+) -> tuple[int, int]:
+    """Predicts files, the files in folders, those that fit a pattern, and a photo that comes through stdin.
 
     Args:
       model_dir: An exported model.
-      paths: Files and folders.
+      paths: Files, folders, patterns, or "-" for stdin.
+      names_from: A list of more of them, see `photo_paths.read_list`.
       output_format: "table", "csv" or "jsonl".
-      output: A file for the text; None: it is only returned.
+      output: A file for the rows; None: they are printed as they come.
 
     Returns:
-      The text, one row per photo in order, and the number of photos without a prediction.
+      The number of photos, and of those without a prediction.
 
     Raises:
-      DataError: A path does not exist, or there is no photo among them.
+      ConfigError: Nothing is given.
+      DataError: A path or list does not exist, or there is nothing in it.
     """
-    photos = list(_expand(paths))
-    if not photos:
-        raise DataError(f"{', '.join(paths)}: no files in there. Give photos, or folders of photos.")
+    checks.choice("--format", output_format, tuple(_WRITERS))
+    listed = photo_paths.read_list(names_from, local_files) if names_from else ()
+    names = list(photo_paths.expand(itertools.chain(paths, listed), local_files))
+    if not names:
+        raise ConfigError("No photos are given. Name some, or give a list of them with --list.")
     predictor = Predictor(model_dir)
-    results = predictor.predict(photos)
-    write = {"table": _table, "csv": _csv, "jsonl": _jsonl}[output_format]
-    text = write(predictor.brands, list(zip(map(str, photos), results, strict=True)))
-    if output is not None:
-        files.write_text(output, text)
-    return text, sum(isinstance(result, Failure) for result in results)
+    failures = 0
+
+    def counted(rows: Iterator[Row]) -> Iterator[Row]:
+        nonlocal failures
+        for name, result in rows:
+            failures += isinstance(result, Failure)
+            yield name, result
+
+    is_silent = None if output or not sys.stdout.isatty() else True
+    with _opened(output) as file, tqdm.tqdm(total=len(names), unit="photo", desc="predict", disable=is_silent) as bar:
+        for line in _WRITERS[output_format](predictor, names, counted(predicted(predictor, names, bar.update))):
+            file.write(line)
+    return len(names), failures
 
 
-def _read(path: pathlib.Path) -> bytes:
-    """The file, but no more of it than `images.normalise` needs to see that it is too large."""
-    with path.open("rb") as file:
-        return file.read(images.MAX_FILE_BYTES + 1)
+def predicted(predictor: Predictor, names: Sequence[str], done: Callable[[int], object]) -> Iterator[Row]:
+    """Each of the files `names` with its prediction, in order; calls `done` with the number of each batch."""
+    for start in range(0, len(names), BATCH_SIZE):
+        batch = names[start : start + BATCH_SIZE]
+        yield from zip(batch, predictor.predict([_photo(name) for name in batch]), strict=True)
+        done(len(batch))
 
 
-_Rows = list[tuple[str, Prediction | Failure]]
+def flat(predictor: Predictor, result: Prediction | Failure) -> dict[str, object]:
+    """A result as the columns of a table; None where a failure has none."""
+    fields = predictor.fields(result)
+    shares = fields.pop("probabilities", {})
+    columns = {name: fields.get(name) for name in ("brand", "probability", "unknown_score", "is_unknown", "error")}
+    return {**columns, **{f"probability_{brand}": shares.get(brand) for brand in predictor.brands}}
 
 
-def _expand(paths: Iterable[str]) -> Iterator[pathlib.Path]:
-    for path in map(pathlib.Path, paths):
-        if path.is_dir():
-            yield from sorted(file for file in path.rglob("*") if file.is_file() and not file.name.startswith("."))
-        elif path.exists():
-            yield path
-        else:
-            raise DataError(f"{path}: no such file or folder.")
+def _photo(name: str) -> Photo:
+    return sys.stdin.buffer.read() if name == photo_paths.STDIN else name
 
 
-def _table(_: Sequence[str], rows: _Rows) -> str:
-    width = max(len(path) for path, _ in rows)
-    return "".join(f"{path:<{width}}  {_line(result)}\n" for path, result in rows)
+@contextlib.contextmanager
+def _opened(output: str | os.PathLike[str] | None) -> Iterator[TextIO]:
+    if output is None:
+        yield sys.stdout
+        return
+    with files.atomic_writer(output) as file:
+        text = io.TextIOWrapper(file, "utf-8", newline="", write_through=True)
+        yield text
+        text.detach()  # else it would close the file before that is renamed
+
+
+def _table(_: Predictor, names: Sequence[str], rows: Iterator[Row]) -> Iterator[str]:
+    width = max(len(shown(name)) for name in names)
+    for name, result in rows:
+        yield f"{shown(name):<{width}}  {_line(result)}\n"
 
 
 def _line(result: Prediction | Failure) -> str:
     if isinstance(result, Failure):
         return f"     —  {result.reason}"
-    return f"{result.probability:>6.1%}  {result.brand}"
+    doubt = f"  (perhaps none of the brands: less familiar than {result.unknown_score:.0%} of known photos)"
+    return f"{result.probability:>6.1%}  {result.brand}{doubt if result.is_unknown else ''}"
 
 
-def _csv(brands: Sequence[str], rows: _Rows) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["path", "brand", "probability", "error", *(f"probability_{brand}" for brand in brands)])
-    for path, result in rows:
-        if isinstance(result, Failure):
-            writer.writerow([path, "", "", result.reason, *([""] * len(brands))])
-        else:
-            shares = [f"{p:.9g}" for p in result.probabilities]
-            writer.writerow([path, result.brand, f"{result.probability:.9g}", "", *shares])
-    return text.getvalue()
+def _csv(predictor: Predictor, _: Sequence[str], rows: Iterator[Row]) -> Iterator[str]:
+    header = ["path", *flat(predictor, Failure(""))]
+    yield _csv_line(header)
+    for name, result in rows:
+        yield _csv_line([shown(name), *flat(predictor, result).values()])
 
 
-def _jsonl(brands: Sequence[str], rows: _Rows) -> str:
-    return "".join(
-        json.dumps({"path": path, **_fields(brands, result)}, ensure_ascii=False) + "\n" for path, result in rows
-    )
+def _csv_line(values: Sequence[object]) -> str:
+    line = io.StringIO()
+    csv.writer(line, lineterminator="\n").writerow(values)
+    return line.getvalue()
 
 
-def _fields(brands: Sequence[str], result: Prediction | Failure) -> dict[str, object]:
-    if isinstance(result, Failure):
-        return {"error": result.reason}
-    shares = {brand: float(f"{p:.9g}") for brand, p in zip(brands, result.probabilities, strict=True)}
-    return {"brand": result.brand, "probability": float(f"{result.probability:.9g}"), "probabilities": shares}
+def _jsonl(predictor: Predictor, _: Sequence[str], rows: Iterator[Row]) -> Iterator[str]:
+    for name, result in rows:
+        fields = {"path": shown(name), **predictor.fields(result)}
+        yield json.dumps(fields, ensure_ascii=False) + "\n"
+
+
+_WRITERS = {"table": _table, "csv": _csv, "jsonl": _jsonl}

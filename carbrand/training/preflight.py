@@ -116,7 +116,7 @@ def _check_weights(case: Case) -> Iterator[Finding]:
 
 def _check_weights_folder(folder: pathlib.Path, variant: str) -> Iterator[Finding]:
     name = f"weights.path={str(folder)!r}"
-    if (folder / exported.MANIFEST).exists():
+    if exported.is_export(folder):
         try:
             theirs = exported.load(folder).model["variant"]
         except CarbrandError as error:

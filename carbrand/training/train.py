@@ -62,7 +62,7 @@ def run(
     accumulate: int = 1,
     seed: int = 0,
     deterministic: bool = True,
-    checkpoint_every_s: float = 60.0,
+    checkpoint_every_s: float = 180.0,
     keep_last: int = 2,
     keep_best: int = 0,
     patience: int = 0,

@@ -130,7 +130,7 @@ def _download() -> keras.Model:
 
 
 def _read_folder(folder: pathlib.Path, variant: str) -> dict[str, np.ndarray]:
-    if (folder / exported.MANIFEST).exists():
+    if exported.is_export(folder):
         _check_variant(str(folder), exported.load(folder).model["variant"], variant)
         return _read_export(folder)
     state = checkpoint.load_run(folder)
@@ -139,7 +139,7 @@ def _read_folder(folder: pathlib.Path, variant: str) -> dict[str, np.ndarray]:
 
 
 def _read_export(folder: pathlib.Path) -> dict[str, np.ndarray]:
-    reader = tf.train.load_checkpoint(str(exported.saved_model(folder) / "variables" / "variables"))
+    reader = tf.train.load_checkpoint(str(exported.find(folder) / "variables" / "variables"))
     paths = exported.load(folder).variables
     return {path: reader.get_tensor(f"weights/{i}/.ATTRIBUTES/VARIABLE_VALUE") for i, path in enumerate(paths)}
 

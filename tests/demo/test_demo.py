@@ -21,8 +21,8 @@ def stages(monkeypatch):
             folder["--run"].mkdir()
             (folder["--run"] / "run.json").touch()
         if name == "export":
-            folder["--output"].mkdir()
-            (folder["--output"] / "model.json").touch()
+            (folder["--output"] / "1").mkdir(parents=True)
+            (folder["--output"] / "1" / "model.json").touch()
         if name == "evaluate":
             report = folder["--run"] / "evaluation-test"
             report.mkdir()

@@ -4,7 +4,6 @@ import contextlib
 import json
 import pathlib
 import re
-import shutil
 import types
 
 import evaluations
@@ -12,13 +11,10 @@ import jsonschema
 import numpy as np
 import pytest
 import simplejpeg
-from playwright import sync_api
 
 import carbrand.evaluation
-from carbrand.data import manifest
-from carbrand.evaluation import evaluate, heatmap, page, report, slices
-
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+from carbrand.data import manifest, overlay
+from carbrand.evaluation import evaluate, page, report, slices
 
 
 @pytest.fixture(scope="module")
@@ -30,16 +26,6 @@ def folder(tiny_run, drawn_records, tmp_path_factory):
         evaluate.run(drawn_records, run_dir=tiny_run, split="train", output=first)
         evaluate.run(drawn_records, run_dir=tiny_run, split="train", output=second, baseline=first / "report.json")
     return second
-
-
-@pytest.fixture(scope="module")
-def browser():
-    if CHROMIUM is None:
-        pytest.skip("no Chromium here; .ci/run installs one")
-    with sync_api.sync_playwright() as playwright, contextlib.ExitStack() as stack:
-        started = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        stack.callback(started.close)
-        yield started
 
 
 @contextlib.contextmanager
@@ -144,7 +130,7 @@ class NoisyPictures:
 
     def heat(self, numbers, labels):
         noise = np.random.default_rng(0).integers(0, 256, (224, 224, 3), np.uint8)
-        return [heatmap.overlay(noise, np.ones((7, 7), np.float32))] * len(numbers)
+        return [overlay.jpeg(noise, np.ones((7, 7), np.float32))] * len(numbers)
 
 
 @pytest.mark.slow

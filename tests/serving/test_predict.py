@@ -1,66 +1,22 @@
 import csv
 import io
 import json
+import sys
 
-import numpy as np
 import pytest
-import tensorflow as tf
-from PIL import Image
 
-from carbrand.data import manifest, records
-from carbrand.data.reader import RecordReader
-from carbrand.errors import DataError
+from carbrand.data import manifest
+from carbrand.errors import ConfigError, DataError
 from carbrand.serving import predict
-from carbrand.serving.predict import Failure, Predictor
 
 
-@pytest.fixture(scope="module")
-def predictor(tiny_model):
-    return Predictor(tiny_model)
-
-
-def test_photos_get_the_answer_they_get_from_their_records(predictor, drawn_photos, drawn_records):
-    reader = RecordReader(drawn_records, "test")
-    stored = [records.decode(tf.constant(reader.read(n))) for n in range(len(reader))]
-    paths = [drawn_photos / record["image/filename"].numpy().decode() for record in stored]
-    ours = np.stack([prediction.probabilities for prediction in predictor.predict(paths)])
-    signature = predictor._signature(tf.stack([record["image/encoded"] for record in stored]))
-    np.testing.assert_allclose(ours, signature["probabilities"], atol=1e-6)
-
-
-def test_bytes_and_paths_and_formats_agree(predictor, drawn_photos):
-    path = drawn_photos / "arvena" / "0001.jpg"
-    webp = io.BytesIO()
-    Image.open(path).save(webp, "WEBP", lossless=True)
-    from_path, from_bytes, from_webp = predictor.predict([path, path.read_bytes(), webp.getvalue()])
-    np.testing.assert_array_equal(from_path.probabilities, from_bytes.probabilities)
-    np.testing.assert_allclose(from_path.probabilities, from_webp.probabilities, atol=1e-5)
-    assert from_path.brand == predictor.brands[from_path.probabilities.argmax()]
-    assert from_path.probability == from_path.probabilities.max()
-
-
-def test_bad_photos_keep_their_place(predictor, drawn_photos):
-    good = drawn_photos / "arvena" / "0001.jpg"
-    results = predictor.predict([b"<html>", good, drawn_photos / "none.jpg", b""])
-    assert [isinstance(result, Failure) for result in results] == [True, False, True, True]
-    assert results[0].reason.startswith("not_an_image: starts with b'<html>'")
-    assert results[2].reason == "unreadable: No such file or directory"
-
-
-def test_more_photos_than_a_batch(predictor, drawn_photos, monkeypatch):
-    paths = sorted(drawn_photos.glob("*/0*.jpg"))[:5]
-    expected = predictor.predict(paths)
-    monkeypatch.setattr(predict, "_BATCH", 2)
-    for ours, theirs in zip(predictor.predict(paths), expected, strict=True):
-        np.testing.assert_allclose(ours.probabilities, theirs.probabilities, atol=1e-6)
-
-
-def test_csv_of_a_folder(tiny_model, drawn_photos, drawn_records):
-    text, failures = predict.run(tiny_model, [str(drawn_photos / "arvena")], output_format="csv")
-    rows = list(csv.DictReader(io.StringIO(text)))
-    assert failures == 1
+def test_csv_of_a_folder(tiny_model, drawn_photos, drawn_records, tmp_path):
+    output = tmp_path / "predictions.csv"
+    assert predict.run(tiny_model, [str(drawn_photos / "arvena")], output_format="csv", output=output) == (9, 1)
+    rows = list(csv.DictReader(io.StringIO(output.read_text())))
     assert [row["path"].rpartition("/")[2] for row in rows] == [*(f"{n:04d}.jpg" for n in range(1, 9)), "page.jpg"]
     assert rows[-1]["error"].startswith("not_an_image")
+    assert rows[0]["is_unknown"] in ("True", "False")
     assert {f"probability_{brand}" for brand in manifest.load(drawn_records).brands} < rows[0].keys()
 
 
@@ -72,15 +28,48 @@ def test_jsonl_to_a_file(tiny_model, drawn_photos, tmp_path):
     assert row["probability"] == max(row["probabilities"].values()) == row["probabilities"][row["brand"]]
 
 
-def test_table_is_aligned(tiny_model, drawn_photos):
+def test_table_is_aligned(tiny_model, drawn_photos, capsys):
     photos = [str(drawn_photos / "arvena" / name) for name in ("0001.jpg", "page.jpg")]
-    text, _ = predict.run(tiny_model, photos)
-    first, second = text.splitlines()
+    predict.run(tiny_model, photos)
+    first, second = capsys.readouterr().out.splitlines()
     assert first.index("%") == len(photos[0]) + 7
     assert "—  not_an_image" in second
 
 
-@pytest.mark.parametrize(("path", "message"), [("none", "no such file or folder"), (".", "no files in there")])
+def test_patterns_lists_and_stdin(tiny_model, drawn_photos, tmp_path, capsys, monkeypatch):
+    folder = drawn_photos / "arvena"
+    (tmp_path / "list.txt").write_text(f"{folder}/0003.jpg\n{folder}/0002.jpg\n")
+    photo = io.TextIOWrapper(io.BytesIO((folder / "0001.jpg").read_bytes()))
+    monkeypatch.setattr(sys, "stdin", photo)
+    given = [f"{folder}/000[67].jpg", "-"]
+    predict.run(tiny_model, given, names_from=str(tmp_path / "list.txt"), output_format="csv")
+    rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    names = [row["path"].rpartition("/")[2] for row in rows]
+    assert names == ["0006.jpg", "0007.jpg", "-", "0003.jpg", "0002.jpg"]
+    assert not any(row["error"] for row in rows)
+
+
+def test_a_table_of_photos(tiny_model, drawn_photos, tmp_path, capsys):
+    (drawn_photos / "arvena" / "list.csv").write_text("brand,path\nx,0002.jpg\n")
+    predict.run(tiny_model, [], names_from=str(drawn_photos / "arvena" / "list.csv"), output_format="jsonl")
+    assert json.loads(capsys.readouterr().out)["path"].endswith("arvena/0002.jpg")
+    (drawn_photos / "arvena" / "list.csv").unlink()
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [("none", "no such file or folder"), (".", "no files in there"), ("*.jpg", "no file fits this pattern")],
+)
 def test_nothing_to_predict_raises(tiny_model, tmp_path, path, message):
     with pytest.raises(DataError, match=message):
         predict.run(tiny_model, [str(tmp_path / path)])
+
+
+def test_no_photos_at_all_raise(tiny_model):
+    with pytest.raises(ConfigError, match="No photos are given"):
+        predict.run(tiny_model, [])
+
+
+def test_an_unknown_format_raises(tiny_model):
+    with pytest.raises(ConfigError, match="--format='xml' is not one of 'table', 'csv', 'jsonl'"):
+        predict.run(tiny_model, ["x"], output_format="xml")
