@@ -26,6 +26,7 @@ EXTRAS = {
         "psutil>=6",
         "pytest>=8.3",
         "pytest-xdist>=3.6",
+        "requests>=2.32",
         "ruff>=0.12",
     ],
 }

@@ -23,14 +23,14 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from carbrand.data.images import NormalisedImage
 from carbrand.serving import rest, uploads
-from carbrand.serving.batching import QueueFullError
+from carbrand.serving.batching import Admission, QueueFullError
 from carbrand.serving.models import Models, Served
 from carbrand.serving.prediction_log import PredictionLog
 from carbrand.serving.predictor import Failure, Prediction
 from carbrand.serving.telemetry import Telemetry
 from carbrand.serving.uploads import HTTPError, Limits
 
-RETRY_AFTER_S = 1
+_LATER = {"Retry-After": "1"}
 _OPEN_PATHS = ("/healthz", "/readyz", "/")  # without the key
 _PAGE_PATH = "/page/"
 _PAGE = importlib.resources.files("carbrand.serving") / "page"
@@ -53,12 +53,14 @@ class Settings:
       timeout_s: For an answer, once the body has arrived, in seconds.
       api_key: That requests have to bring; None: none is needed.
       limits: Of one request.
+      waiting_bytes: Of the bodies of all requests in the house.
     """
 
     name: str = "carbrand"
     timeout_s: float = 30.0
     api_key: str | None = None
     limits: Limits = dataclasses.field(default_factory=Limits)
+    waiting_bytes: int = 2**30
 
 
 class App:
@@ -100,14 +102,14 @@ class App:
 
     async def serving_predict(self, request: Request) -> Response:
         """TensorFlow Serving's predict."""
-        served = self._find(request)
         content = await asyncio.to_thread(rest.parse_predict, await uploads.read_body(request, self._limits))
+        served = self._find(request)
         return JSONResponse(rest.predict_answer(content, await self._all(served, content.photos)))
 
     async def serving_classify(self, request: Request) -> Response:
         """TensorFlow Serving's classify."""
-        served = self._find(request)
         photos = await asyncio.to_thread(rest.parse_classify, await uploads.read_body(request, self._limits))
+        served = self._find(request)
         return JSONResponse(rest.classify_answer(served.predictor.brands, await self._all(served, photos)))
 
     async def serving_metadata(self, request: Request) -> Response:
@@ -122,8 +124,8 @@ class App:
 
     async def predict(self, request: Request) -> Response:
         """An upload of one photo, or of several."""
-        served = self._current()
         photos = await uploads.read_photos(request, self._limits)
+        served = self._current()
         results = await self._predict(served, photos)
         version = {"model_version": served.predictor.version}
         answers = [{**served.predictor.fields(result), **version} for result in results]
@@ -137,8 +139,8 @@ class App:
         So that a photo that is none is no error of the page, which browsers would log.
         """
         try:
-            served = self._current()
             photo = (await uploads.read_photos(request, self._limits))[0]
+            served = self._current()
             (result,) = await self._predict(served, [photo])
             if isinstance(result, Failure):
                 return JSONResponse({"error": result.reason})
@@ -179,6 +181,7 @@ class App:
         return Response((_PAGE / name).read_bytes(), media_type=_PAGE_TYPES[name], headers=_PAGE_HEADERS)
 
     def _current(self) -> Served:
+        """The version that answers now: to be asked for once the body is there, as a version may end meanwhile."""
         if self._models.current is None:
             raise HTTPError(503, "the model is being loaded")
         return self._models.current
@@ -223,8 +226,7 @@ class App:
         except TimeoutError as error:
             raise HTTPError(504, f"no answer within {self._settings.timeout_s:g} s") from error
         except QueueFullError as error:
-            text = "too many photos are waiting"
-            raise HTTPError(503, text, {"Retry-After": str(RETRY_AFTER_S)}) from error
+            raise HTTPError(503, "too many photos are waiting", _LATER) from error
 
 
 def make(app: App, telemetry: Telemetry, settings: Settings, lifespan: Callable[[Starlette], Any]) -> Starlette:
@@ -238,13 +240,15 @@ def make(app: App, telemetry: Telemetry, settings: Settings, lifespan: Callable[
 
 
 class _Gate:
-    """Around every request: the key, the metrics, and the word that a connection ends while the server drains."""
+    """Around every request: the key, room for its body, the metrics, and a last answer on connections at the end."""
 
     def __init__(self, inner: ASGIApp, app: App, telemetry: Telemetry, settings: Settings) -> None:
         self._inner = inner
         self._app = app
         self._telemetry = telemetry
         self._key = settings.api_key
+        self._max_body = settings.limits.body_bytes
+        self._bytes = Admission(settings.waiting_bytes)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -261,13 +265,24 @@ class _Gate:
             await send(message)
 
         if self._is_allowed(scope):
-            await self._inner(scope, receive, send_noted)
+            try:
+                with self._bytes.admit(self._size(scope)):
+                    await self._inner(scope, receive, send_noted)
+            except QueueFullError:
+                await JSONResponse({"error": "too much is waiting"}, 503, _LATER)(scope, receive, send_noted)
         else:
             refusal = JSONResponse({"error": "send the key as 'Authorization: Bearer KEY'"}, 401)
             await refusal(scope, receive, send_noted)
         path = getattr(scope.get("route"), "path", "other")
         self._telemetry.requests.labels(path, status).inc()
         self._telemetry.seconds.labels(path).observe(time.perf_counter() - started)
+
+    def _size(self, scope: Scope) -> int:
+        """Of the part of the body that is kept, by its head; as large as may be where that does not say it."""
+        if scope["method"] in ("GET", "HEAD"):
+            return 0
+        stated = Headers(scope=scope).get("content-length", "")
+        return min(int(stated), self._max_body) if stated.isdecimal() else self._max_body
 
     def _is_allowed(self, scope: Scope) -> bool:
         path = scope["path"]

@@ -12,30 +12,30 @@ Result = TypeVar("Result")
 
 
 class QueueFullError(Exception):
-    """There are as many requests in the house as may be."""
+    """There is as much in the house as may be."""
 
 
 class Admission:
-    """How many photos may be in the house at a time, from the moment that they are read until their answer is ready."""
+    """How much may be in the house at a time: photos, or bytes."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self.count = 0
 
     @contextlib.contextmanager
-    def admit(self, photos: int) -> Iterator[None]:
-        """Counts `photos` for the block.
+    def admit(self, number: int) -> Iterator[None]:
+        """Counts `number` for the block.
 
         Raises:
-          QueueFullError: There is no room for them. A request with more photos than the limit gets in when alone.
+          QueueFullError: There is no room for it. A number above the limit gets in when alone.
         """
-        if self.count and self.count + photos > self._limit:
+        if self.count and self.count + number > self._limit:
             raise QueueFullError
-        self.count += photos
+        self.count += number
         try:
             yield
         finally:
-            self.count -= photos
+            self.count -= number
 
 
 class Batcher(Generic[Item, Result]):
