@@ -11,10 +11,9 @@ import itertools
 import json
 import os
 import pathlib
+import resource
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
-
-from apache_beam.ml.inference.base import ModelHandler, RunInference
 
 from beam_jobs import progress, remote, runners
 from carbrand import checks, errors, exported, files
@@ -23,7 +22,11 @@ from carbrand.data.paths import shown
 from carbrand.serving import predict
 from carbrand.serving.predictor import BATCH_SIZE, Failure, Photo, Predictor
 
-beam = runners.beam  # not imported here: runners keeps it quiet
+from apache_beam.ml.inference import base as inference  # isort: skip  # after runners, which keeps Beam quiet
+
+beam = runners.beam
+# Where an optional part of Beam is missing, it takes this module for missing too, and warns of that for every model.
+inference.resource = resource
 
 FORMATS = ("jsonl", "parquet")
 PHOTOS_PER_SHARD = 256  # what a kill costs, per worker: 10 s on two cores at 224 px
@@ -122,12 +125,12 @@ def build_pipeline(job: Job, todo: Sequence[Shard], pipeline: beam.Pipeline) -> 
         pipeline
         | "Shards" >> beam.Create(list(todo))  # Shard
         | "SpreadOverWorkers" >> beam.Reshuffle()  # Shard
-        | "Predict" >> RunInference(_PredictShard(job))  # (Shard, [row])
+        | "Predict" >> inference.RunInference(_PredictShard(job))  # (Shard, [row])
         | "Write" >> beam.MapTuple(functools.partial(_write, job))  # None
     )
 
 
-class _PredictShard(ModelHandler[Shard, tuple[Shard, list[dict[str, Any]]], Predictor]):
+class _PredictShard(inference.ModelHandler[Shard, tuple[Shard, list[dict[str, Any]]], Predictor]):
     """Shards in, shards with their rows out: a shard is several of the network's batches, always the same ones."""
 
     def __init__(self, job: Job) -> None:

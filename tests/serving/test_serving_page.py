@@ -71,7 +71,7 @@ def test_a_file_that_is_no_photo_gets_a_reason(browser, server, photo, brand):
     with opened(browser, server.url) as page:
         drop(page, b"<html>", "text/html", "page.html")
         page.wait_for_selector("#status.bad")
-        assert page.inner_text("#status").startswith("No answer: not_an_image")
+        assert page.inner_text("#status").startswith("This file is not a photo that I can read.")
         assert page.get_attribute("#status", "role") == "status"
         drop(page, photo.read_bytes())
         page.wait_for_selector("#answer:not([hidden])")

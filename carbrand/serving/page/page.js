@@ -2,6 +2,15 @@
 
 const byId = (id) => document.getElementById(id);
 const SHOWN_BRANDS = 5;
+const REASONS = {
+  empty: "This file is empty.",
+  not_an_image: "This file is not a photo that I can read.",
+  truncated: "This photo is damaged: its end is missing.",
+  decode_error: "This photo is damaged.",
+  too_small: "This photo is too small.",
+  too_large: "This photo is too large.",
+  aspect_ratio: "This picture is too long and thin for a photo of a car.",
+};
 let key = "";
 let lastPhoto = null;
 let numAsked = 0;
@@ -19,6 +28,11 @@ async function post(photo) {
 function say(text, isBad = false) {
   byId("status").textContent = text;
   byId("status").classList.toggle("bad", isBad);
+}
+
+function inWords(reason) {
+  const [code, ...details] = reason.split(": ");
+  return REASONS[code] ? `${REASONS[code]} (${details.join(": ")})` : `No answer: ${reason}.`;
 }
 
 const percent = (share) => `${(100 * share).toFixed(1)} %`;
@@ -67,7 +81,7 @@ async function ask(photo) {
   } catch (error) {
     if (number !== numAsked) return;
     byId("key").hidden = error.status !== 401;
-    say(error instanceof TypeError ? "The server cannot be reached. Try again." : `No answer: ${error.message}`, true);
+    say(error instanceof TypeError ? "The server cannot be reached. Try again." : inWords(error.message), true);
     if (error.status === 401) byId("key-value").focus();
   }
 }
