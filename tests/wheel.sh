@@ -16,4 +16,5 @@ mkdir "$work/empty" && cd "$work/empty"
 "$work/venv/bin/carbrand" demo --dir demo --photos_per_brand 12 --epochs 0.5
 test -s demo/run/evaluation-test/report.json
 "$work/venv/bin/python" -c 'import carbrand.config as c; [c.find_recipe(n) for n in ("probe", "finetune", "scratch", "smoke")]'
+"$work/venv/bin/python" -c 'from carbrand.serving import app as a; assert all((a._PAGE / name).is_file() for name in a._PAGE_TYPES)'
 echo "the wheel runs the demo without the sources"
