@@ -63,7 +63,7 @@ def real_data():
     return folder.resolve()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # not longer: while it is open, no other event loop can run in this thread
 def browser():
     """Headless Chromium, of this machine."""
     found = filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome")))
