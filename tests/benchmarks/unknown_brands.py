@@ -3,8 +3,8 @@
     python tests/benchmarks/unknown_brands.py --run RUN --data RECORDS --others FOLDER
 
 Prints, for several scores, the area under the ROC curve, and the share that is found where one known photo in twenty
-is called unknown: for the pictures in a folder of other things, by the run's own head; and for brands left out, by linear
-heads on half of the brands, means of six draws.
+is called unknown: for the pictures in a folder of other things, by the run's own head; and for brands left out, by
+linear heads on half of the brands, means of six draws.
 """
 
 import argparse
