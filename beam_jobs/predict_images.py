@@ -20,7 +20,7 @@ from carbrand import checks, errors, exported, files
 from carbrand.data import images, photo_paths
 from carbrand.data.paths import shown
 from carbrand.serving import predict
-from carbrand.serving.predictor import BATCH_SIZE, Failure, Photo, Predictor
+from carbrand.serving.predictor import Failure, Photo, Prediction, Predictor
 
 from apache_beam.ml.inference import base as inference  # isort: skip  # after runners, which keeps Beam quiet
 
@@ -151,15 +151,14 @@ class _PredictShard(inference.ModelHandler[Shard, tuple[Shard, list[dict[str, An
 
     def _rows(self, shard: Shard, model: Predictor) -> Iterator[dict[str, Any]]:
         to_fields = predict.flat if self._job.output_format == "parquet" else Predictor.fields
-        photos = list(_photos(self._job, shard))
-        for start in range(0, len(photos), BATCH_SIZE):
-            names = photos[start : start + BATCH_SIZE]
-            results = model.predict([_read(name) for name in names])
-            for name, result in zip(names, results, strict=True):
-                yield {"path": shown(name), **to_fields(model, result)}
-            kinds = (progress.REJECTED if isinstance(result, Failure) else progress.CHECKED for result in results)
-            with pathlib.Path(self._job.output, _PROGRESS).open("ab") as file:
-                file.write(b"".join(kinds))
+        names = list(_photos(self._job, shard))
+        for name, result in predict.predicted(model, names, _read, self._note):
+            yield {"path": shown(name), **to_fields(model, result)}
+
+    def _note(self, results: Sequence[Prediction | Failure]) -> None:
+        kinds = (progress.REJECTED if isinstance(result, Failure) else progress.CHECKED for result in results)
+        with pathlib.Path(self._job.output, _PROGRESS).open("ab") as file:
+            file.write(b"".join(kinds))
 
 
 def _read(name: str) -> Photo:

@@ -20,6 +20,7 @@ from carbrand.errors import ConfigError, DataError
 
 MANIFEST = "model.json"
 FORMAT_VERSION = 2
+EXAMPLE_FEATURE = "image/encoded"  # of a tf.Example that the graph classifies
 
 
 @dataclasses.dataclass(frozen=True)

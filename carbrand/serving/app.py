@@ -28,7 +28,7 @@ from carbrand.serving.models import Models, Served
 from carbrand.serving.prediction_log import PredictionLog
 from carbrand.serving.predictor import Failure, Prediction
 from carbrand.serving.telemetry import Telemetry
-from carbrand.serving.uploads import HTTPError, Limits
+from carbrand.serving.uploads import Limits
 
 _LATER = {"Retry-After": "1"}
 _OPEN_PATHS = ("/healthz", "/readyz", "/")  # without the key
@@ -161,7 +161,7 @@ class App:
     async def readyz(self, _: Request) -> Response:
         """Whether requests should be sent here."""
         if self.is_draining or self._models.current is None:
-            raise HTTPError(503, "draining" if self.is_draining else "loading the model")
+            raise HTTPException(503, "draining" if self.is_draining else "loading the model")
         return JSONResponse({"status": "ready"})
 
     async def metrics(self, _: Request) -> Response:
@@ -177,13 +177,13 @@ class App:
         """The page, and what belongs to it."""
         name = request.path_params.get("file", "index.html")
         if name not in _PAGE_TYPES:
-            raise HTTPError(404, "no such page")
+            raise HTTPException(404, "no such page")
         return Response((_PAGE / name).read_bytes(), media_type=_PAGE_TYPES[name], headers=_PAGE_HEADERS)
 
     def _current(self) -> Served:
         """The version that answers now: to be asked for once the body is there, as a version may end meanwhile."""
         if self._models.current is None:
-            raise HTTPError(503, "the model is being loaded")
+            raise HTTPException(503, "the model is being loaded")
         return self._models.current
 
     def _find(self, request: Request) -> Served:
@@ -193,7 +193,7 @@ class App:
         if name != self._settings.name or version not in (None, str(served.predictor.version)):
             wanted = "Latest" if version is None else "Specific"
             details = name if version is None else f"{name}, {version}"
-            raise HTTPError(404, f"Servable not found for request: {wanted}({details})")
+            raise HTTPException(404, f"Servable not found for request: {wanted}({details})")
         return served
 
     async def _all(self, served: Served, photos: list[bytes]) -> list[Prediction]:
@@ -201,13 +201,13 @@ class App:
         predictions = []
         for place, result in enumerate(await self._predict(served, photos)):
             if isinstance(result, Failure):
-                raise HTTPError(400, f"photo {place}: {result.reason}")
+                raise HTTPException(400, f"photo {place}: {result.reason}")
             predictions.append(result)
         return predictions
 
     async def _predict(self, served: Served, photos: list[bytes]) -> list[Prediction | Failure]:
         if len(photos) > self._limits.photos:
-            raise HTTPError(413, f"{len(photos)} photos in one request: at most {self._limits.photos} are taken")
+            raise HTTPException(413, f"{len(photos)} photos in one request: at most {self._limits.photos} are taken")
         async with self._in_time():
             results = await self._models.predict(served, photos)
         for photo, (image, result) in zip(photos, results, strict=True):
@@ -224,9 +224,9 @@ class App:
             async with asyncio.timeout(self._settings.timeout_s):
                 yield
         except TimeoutError as error:
-            raise HTTPError(504, f"no answer within {self._settings.timeout_s:g} s") from error
+            raise HTTPException(504, f"no answer within {self._settings.timeout_s:g} s") from error
         except QueueFullError as error:
-            raise HTTPError(503, "too many photos are waiting", _LATER) from error
+            raise HTTPException(503, "too many photos are waiting", _LATER) from error
 
 
 def make(app: App, telemetry: Telemetry, settings: Settings, lifespan: Callable[[Starlette], Any]) -> Starlette:

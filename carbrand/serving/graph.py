@@ -7,9 +7,9 @@ from numpy.typing import NDArray
 
 from carbrand.data.preprocess import Preprocess
 from carbrand.evaluation import heatmap
+from carbrand.exported import EXAMPLE_FEATURE
 from carbrand.training.model import boundary
 
-EXAMPLE_FEATURE = "image/encoded"  # of a tf.Example that is to be classified
 _NUM_QUANTILES = 201
 
 

@@ -53,25 +53,30 @@ def run(
     predictor = Predictor(model_dir)
     failures = 0
 
-    def counted(rows: Iterator[Row]) -> Iterator[Row]:
+    def done(results: Sequence[Prediction | Failure]) -> None:
         nonlocal failures
-        for name, result in rows:
-            failures += isinstance(result, Failure)
-            yield name, result
+        failures += sum(isinstance(result, Failure) for result in results)
+        bar.update(len(results))
 
     is_silent = None if output or not sys.stdout.isatty() else True
     with _opened(output) as file, tqdm.tqdm(total=len(names), unit="photo", desc="predict", disable=is_silent) as bar:
-        for line in _WRITERS[output_format](predictor, names, counted(predicted(predictor, names, bar.update))):
+        for line in _WRITERS[output_format](predictor, names, predicted(predictor, names, _photo, done)):
             file.write(line)
     return len(names), failures
 
 
-def predicted(predictor: Predictor, names: Sequence[str], done: Callable[[int], object]) -> Iterator[Row]:
-    """Each of the files `names` with its prediction, in order; calls `done` with the number of each batch."""
+def predicted(
+    predictor: Predictor,
+    names: Sequence[str],
+    read: Callable[[str], Photo],
+    done: Callable[[Sequence[Prediction | Failure]], None],
+) -> Iterator[Row]:
+    """Each of `names` with the prediction of the photo that `read` finds under it, in order; `done` gets each batch."""
     for start in range(0, len(names), BATCH_SIZE):
         batch = names[start : start + BATCH_SIZE]
-        yield from zip(batch, predictor.predict([_photo(name) for name in batch]), strict=True)
-        done(len(batch))
+        results = predictor.predict([read(name) for name in batch])
+        yield from zip(batch, results, strict=True)
+        done(results)
 
 
 def flat(predictor: Predictor, result: Prediction | Failure) -> dict[str, object]:

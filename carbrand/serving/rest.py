@@ -16,9 +16,9 @@ import numpy as np
 from google.protobuf import json_format
 from tensorflow.core.protobuf import saved_model_pb2
 
+from carbrand.exported import EXAMPLE_FEATURE
 from carbrand.serving.predictor import Prediction, digits
 
-EXAMPLE_FEATURE = "image/encoded"  # as `graph.EXAMPLE_FEATURE`
 PREDICT, CLASSIFY = "serving_default", "classify"  # names of signatures
 _INPUT = "encoded"
 
@@ -88,14 +88,14 @@ def classify_answer(brands: Sequence[str], results: Sequence[Prediction]) -> dic
     return {"result": [_sorted(brands, result) for result in results]}
 
 
-def status_answer(version: int, state: str = "AVAILABLE") -> dict[str, Any]:
+def status_answer(version: int) -> dict[str, Any]:
     """The body of a model's status."""
     status = {"error_code": "OK", "error_message": ""}
-    return {"model_version_status": [{"version": str(version), "state": state, "status": status}]}
+    return {"model_version_status": [{"version": str(version), "state": "AVAILABLE", "status": status}]}
 
 
 def metadata_answer(name: str, version: int, signatures: dict[str, Any]) -> dict[str, Any]:
-    """The body of a model's metadata; `signatures` by name, see `describe`."""
+    """The body of a model's metadata; `signatures` by name, see `signatures`."""
     return {
         "model_spec": {"name": name, "signature_name": "", "version": str(version)},
         "metadata": {"signature_def": {"signature_def": signatures}},

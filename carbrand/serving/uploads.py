@@ -3,8 +3,8 @@
 import asyncio
 import dataclasses
 
-import starlette.exceptions
 from starlette.datastructures import UploadFile
+from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import Message
 
@@ -28,15 +28,11 @@ class Limits:
     photos: int = 64
 
 
-class HTTPError(starlette.exceptions.HTTPException):
-    """An answer that is not 2xx, with the reason as its text."""
-
-
 async def read_body(request: Request, limits: Limits) -> bytes:
     """The whole body.
 
     Raises:
-      HTTPError: 400 if it is empty or the client has gone, 408 if it takes too long, 413 if it is too large.
+      HTTPException: 400 if it is empty or the client has gone, 408 if it takes too long, 413 if it is too large.
     """
     parts, size = [], 0
     try:
@@ -48,13 +44,13 @@ async def read_body(request: Request, limits: Limits) -> bytes:
                 elif size > _MAX_DISCARDED_BYTES:
                     break
     except TimeoutError as error:
-        raise HTTPError(408, f"the body took longer than {limits.body_timeout_s:g} s to arrive") from error
+        raise HTTPException(408, f"the body took longer than {limits.body_timeout_s:g} s to arrive") from error
     except ClientDisconnect as error:
-        raise HTTPError(400, "the client has gone") from error
+        raise HTTPException(400, "the client has gone") from error
     if size > limits.body_bytes:
-        raise HTTPError(413, f"the body is larger than {limits.body_bytes} bytes")
+        raise HTTPException(413, f"the body is larger than {limits.body_bytes} bytes")
     if not size:
-        raise HTTPError(400, "the body is empty: send a photo")
+        raise HTTPException(400, "the body is empty: send a photo")
     return b"".join(parts)
 
 
@@ -62,11 +58,11 @@ async def read_photos(request: Request, limits: Limits) -> list[bytes]:
     """The photos in an upload: the body itself, or the files of a form.
 
     Raises:
-      HTTPError: As `read_body`; 400 if it is no form or holds no photo, 415 if it is something else.
+      HTTPException: As `read_body`; 400 if it is no form or holds no photo, 415 if it is something else.
     """
     kind = request.headers.get("content-type", _RAW[1]).lower()
     if not kind.startswith((_FORM, *_RAW)):
-        raise HTTPError(415, f"content type {kind!r}: send a form ({_FORM}) or a photo (image/jpeg, …)")
+        raise HTTPException(415, f"content type {kind!r}: send a form ({_FORM}) or a photo (image/jpeg, …)")
     body = await read_body(request, limits)
     return await _files_of_form(request, body, limits) if kind.startswith(_FORM) else [body]
 
@@ -79,8 +75,8 @@ async def _files_of_form(request: Request, body: bytes, limits: Limits) -> list[
         async with Request(request.scope, receive).form(max_files=limits.photos, max_fields=limits.photos) as form:
             files = [value for _, value in form.multi_items() if isinstance(value, UploadFile)]
             photos = [await file.read() for file in files]
-    except starlette.exceptions.HTTPException as error:
-        raise HTTPError(400, f"the form cannot be read: {error.detail}") from error
+    except HTTPException as error:
+        raise HTTPException(400, f"the form cannot be read: {error.detail}") from error
     if not photos:
-        raise HTTPError(400, "the form holds no file: send the photo as a file")
+        raise HTTPException(400, "the form holds no file: send the photo as a file")
     return photos

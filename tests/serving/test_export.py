@@ -76,7 +76,7 @@ def test_pixels_and_bytes_get_the_same_answer(tiny_model, drawn_photos):
 def test_classification_sorts_the_brands(tiny_model, drawn_photos):
     photos = [(drawn_photos / "arvena" / f"{n:04d}.jpg").read_bytes() for n in (1, 2)]
     examples = [
-        tf.train.Example(features=tf.train.Features(feature={graph.EXAMPLE_FEATURE: _bytes_feature(photo)}))
+        tf.train.Example(features=tf.train.Features(feature={exported.EXAMPLE_FEATURE: _bytes_feature(photo)}))
         for photo in photos
     ]
     signatures = tf.saved_model.load(str(tiny_model)).signatures
