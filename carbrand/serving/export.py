@@ -44,7 +44,7 @@ def run(
       run_dir: A run with at least one checkpoint.
       output: A new folder, or one with older versions; `exported` says what it holds.
       data: The run's records. The export has to answer as the run does on 200 of the photos, those of test first;
-        and the unknown-brand score compares with those of validation.
+        the unknown-brand score compares with those of validation, and int8's weights are rounded by these.
       which: "latest" or "best" checkpoint, see `checkpoint.load_run`.
       formats: "float16" and "int8": TFLite files, for phones and small devices, beside the SavedModel.
 
@@ -64,18 +64,19 @@ def run(
     trained.check_brands(dataset, data, tuple(meta["brands"]), run_dir)
     description = _describe(model, meta, run_dir)
     preprocess = Preprocess(**description.preprocess)
+    known = parity.network_inputs(preprocess, _known_photos(data, dataset))
     module = ServingModule(
         model,
         description.brands,
         preprocess,
         temperature=description.temperature,
-        known_features=_features(model, parity.network_inputs(preprocess, _known_photos(data, dataset))),
+        known_features=_features(model, known),
     )
     with exported.new_version(output) as folder:
         with quiet.output():
             tf.saved_model.save(module, str(folder), signatures=module.signatures())
         for name in formats:
-            lite.write(folder / f"{name}.tflite", model, description.temperature, name, preprocess.height_width)
+            lite.write(folder / f"{name}.tflite", model, description.temperature, name, known)
         exported.write(folder, description)
         photos = parity.photos(data, dataset)
         rows = parity.compare(folder, model, description, photos, formats)

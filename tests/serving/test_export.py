@@ -153,7 +153,9 @@ def test_int8_is_a_quarter_of_the_size(tmp_path):
     model = build_model(("a", "b", "c"), ModelSpec(), image_size_px=(32, 32))
     model.get_layer("logits").kernel.assign(np.random.default_rng(0).normal(0, 0.1, (2048, 3)))
     images = np.random.default_rng(1).integers(0, 256, (20, 32, 32, 3), np.uint8)
-    lite.write(tmp_path / "int8.tflite", model, 2.0, "int8", (32, 32))
+    kernel = model.get_layer("conv1_conv").kernel.numpy()
+    lite.write(tmp_path / "int8.tflite", model, 2.0, "int8", images)
+    np.testing.assert_array_equal(model.get_layer("conv1_conv").kernel, kernel)
     assert (tmp_path / "int8.tflite").stat().st_size < 1.2 * 23_600_000
     logits = np.log(model(images, training=False).numpy())
     expected = scipy.special.softmax(logits / 2, axis=1)
