@@ -41,7 +41,6 @@ class AssignSplits(beam.PTransform):
         )
         return (
             (kept | "WithGroup" >> packed.Map(_with_group), moves)
-            | "PhotosAndMoves" >> beam.Flatten()  # (group, Checked | split)
             | "GroupGroup" >> self._group_by_key()  # (group, [Checked | split])
             | "Place" >> packed.FlatMap(_place, self._rule)  # Placed
         )
@@ -60,7 +59,6 @@ class AssignSplits(beam.PTransform):
         )
         return (
             (kept | "WithOldGroup" >> packed.Map(_with_group), names)
-            | "PhotosAndNames" >> beam.Flatten()  # (group, Checked | name for all)
             | "GroupOldGroup" >> self._group_by_key()  # (group, [Checked | name for all])
             | "Rename" >> packed.FlatMap(_rename)  # Checked
         )

@@ -117,10 +117,10 @@ def build_pipeline(
     One leaf, and tags nowhere: some runners drop the others.
     """
     new = pipeline | "CheckPhotos" >> check_photos.CheckPhotos(listing_paths, settings)  # Checked
-    checked = new
+    checked = (new,)
     if previous:
-        old = pipeline | "OldPhotos" >> check_photos.ReadOldPhotos(previous.folder, previous.dataset, settings)
-        checked = (new, old) | "OldAndNew" >> beam.Flatten()  # Checked
+        read_old = check_photos.ReadOldPhotos(previous.folder, previous.dataset, settings)
+        checked += pipeline | "OldPhotos" >> read_old  # Checked, twice
     photos = checked | "FindCopies" >> find_copies.FindCopies(settings)  # Resolution
     placed = photos | "AssignSplits" >> assign_splits.AssignSplits(settings)  # Placed
     shards = (

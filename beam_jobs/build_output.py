@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import math
 import pathlib
 import re
 import shutil
@@ -13,6 +12,7 @@ from carbrand import checks, files
 from carbrand.data import duplicates, images, manifest, splits
 
 WORK_FOLDER = ".carbrand-build"  # in the output folder, until the build is complete
+_MAX_PHOTOS_PER_PART = 50_000  # 500 MB
 
 _NUMBER = r"\d{5,}-of-\d{5,}"
 _SPLIT = f"({'|'.join(manifest.SPLITS)})"
@@ -104,17 +104,17 @@ class Settings:
         """For rows that wait for their group; see `packed`."""
         return f"{self.work_dir}/shuffle"
 
-    # The number of packs grows with the root of the number of photos, as does their size: each is in memory by itself,
-    # at about 10 kB per photo, while Beam holds about 1 kB for each pair of packs between which rows pass.
+    # Each pack is in memory by itself, at about 10 kB per photo, while Beam holds about 1 kB in each process for every
+    # pair of packs between which rows pass. So both grow with the number of photos to the power of 2/3.
     @property
     def photos_per_pack(self) -> int:
         """How many photos are checked at a time; few enough that all workers end at about the same time."""
-        return max(32, math.isqrt(self.num_photos) // 2)
+        return max(32, round(0.14 * self.num_photos ** (2 / 3)))
 
     @property
     def num_parts(self) -> int:
         """Into how many packs photos are grouped."""
-        return max(16, 3 * math.isqrt(self.num_photos) // 10)
+        return max(16, round(0.7 * self.num_photos ** (1 / 3)), self.num_photos // _MAX_PHOTOS_PER_PART)
 
     @property
     def report_dir(self) -> str:

@@ -6,6 +6,7 @@ import json
 import os
 import pathlib
 from collections.abc import Iterator
+from typing import Any
 
 from beam_jobs import build_output, packed, progress, remote, runners
 from carbrand import errors, files
@@ -78,7 +79,7 @@ class CheckPhotos(beam.PTransform):
 
 
 class ReadOldPhotos(beam.PTransform):
-    """PBegin -> PCollection[Pack[Checked]]: the photos of a dataset, as they were decided on, pixels in the cache."""
+    """PBegin -> two of PCollection[Pack[Checked]]: a dataset's photos, their pixels in the cache, and its conflicts."""
 
     def __init__(self, folder: str, dataset: manifest.Manifest, settings: build_output.Settings) -> None:
         """Sets the dataset, on a disk that all workers share."""
@@ -91,7 +92,7 @@ class ReadOldPhotos(beam.PTransform):
         ]
         self._settings = settings
 
-    def expand(self, begin: beam.Pipeline) -> beam.PCollection:
+    def expand(self, begin: beam.Pipeline) -> Any:
         """The steps."""
         kept = (
             begin
@@ -104,7 +105,7 @@ class ReadOldPhotos(beam.PTransform):
             | "OldFolder" >> beam.Create([self._folder])  # path
             | "ReadConflicts" >> beam.FlatMap(_conflict_packs, self._settings.photos_per_pack)  # Pack[Checked]
         )
-        return (kept, conflicts) | "KeptAndConflicts" >> beam.Flatten()  # Pack[Checked]
+        return kept, conflicts
 
 
 def check_slice(place: tuple[str, int, int], settings: build_output.Settings) -> packed.Pack:

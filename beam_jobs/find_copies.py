@@ -26,7 +26,7 @@ Files = tuple[Checked, ...]  # with equal bytes, in a fixed order; named by the 
 
 
 class FindCopies(beam.PTransform):
-    """PCollection[Pack[Checked]] -> PCollection[Pack[duplicates.Resolution]]; the `source` of copies is a Checked."""
+    """Several PCollection[Pack[Checked]] -> PCollection[Pack[duplicates.Resolution]]; its copies hold a Checked."""
 
     def __init__(self, settings: build_output.Settings) -> None:
         """Sets the policy, and the cache with the pixels."""
@@ -34,11 +34,11 @@ class FindCopies(beam.PTransform):
         self._policy = settings.choices.policy
         self._settings = settings
 
-    def expand(self, checked: beam.PCollection) -> beam.PCollection:
+    def expand(self, checked: Any) -> beam.PCollection:
         """The steps; elements are packs of what is noted."""
+        with_hash = [part | f"WithHash{n}" >> packed.FlatMap(_with_hash) for n, part in enumerate(checked)]
         same_bytes = (
-            checked
-            | "WithHash" >> packed.FlatMap(_with_hash)  # (hash of the file, Checked)
+            tuple(with_hash)  # (hash of the file, Checked)
             | "GroupHash" >> self._group_by_key()  # (hash of the file, [Checked])
             | "ExactCopies" >> packed.FlatMap(_exact_copies)  # (name, Files)
         )
@@ -66,19 +66,13 @@ class FindCopies(beam.PTransform):
             | "GroupLinks" >> packed.GroupApart(folder)  # all together, no pack: ("", (name, name))
             | "Clusters" >> beam.Map(connect)  # (name, cluster)
         )
-        joined = (
+        return (
             (same_bytes, clusters)
-            | "FilesAndClusters" >> beam.Flatten()  # (name, Files | cluster)
             | "JoinClusters" >> self._group_by_key()  # (name, [Files, cluster])
-        )
-        alone = joined | "Alone" >> packed.FlatMap(_alone)  # [Files]
-        near = (
-            joined
-            | "WithCluster" >> packed.FlatMap(_with_cluster)  # (cluster, Files)
+            | "WithCluster" >> packed.Map(_with_cluster)  # (cluster, Files)
             | "GroupCluster" >> self._group_by_key()  # (cluster, [Files])
             | "NearCopies" >> packed.Map(_near_copies)  # [Files]
         )
-        return (alone, near) | "AllPhotos" >> beam.Flatten()  # [Files]
 
 
 def rows_of(resolution: duplicates.Resolution) -> Iterator[report.Row]:
@@ -163,16 +157,11 @@ def _thumbnail(cache_dir: str, key: str) -> np.ndarray:
     return images.grey_thumbnail(encoded, near_duplicates.THUMBNAIL_PX)
 
 
-def _alone(element: tuple[str, Iterable[Files | str]]) -> Iterator[list[Files]]:
-    parts = list(element[1])
-    if len(parts) == 1:
-        yield [part for part in parts if not isinstance(part, str)]
-
-
-def _with_cluster(element: tuple[str, Iterable[Files | str]]) -> Iterator[tuple[str, Files]]:
-    parts = list(element[1])
-    for cluster in (part for part in parts if isinstance(part, str)):
-        yield cluster, next(part for part in parts if not isinstance(part, str))
+def _with_cluster(element: tuple[str, Iterable[Files | str]]) -> tuple[str, Files]:
+    """A photo without copies is a cluster of its own."""
+    name, parts = element
+    (copies,) = [part for part in parts if not isinstance(part, str)]
+    return next((part for part in parts if isinstance(part, str)), name), copies
 
 
 def _near_copies(element: tuple[str, Iterable[Files]]) -> list[Files]:

@@ -6,7 +6,6 @@ import heapq
 import itertools
 import os
 import pathlib
-import shutil
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -73,7 +72,7 @@ def run(
     files.write_text(pathlib.Path(settings.output_dir, manifest.PAGE), _page(settings, previous, built))
     built = manifest.write(settings.output_dir, built)
     num_moved = sum(1 for _ in report.read(settings.report_dir, "moved"))
-    shutil.rmtree(settings.work_dir)
+    files.remove_tree(settings.work_dir)
     return Finished(built, num_moved, crossing)
 
 
@@ -273,7 +272,7 @@ def already_complete(
     Raises:
         ConfigError: if the one that is there was built from other photos, or otherwise.
     """
-    shutil.rmtree(settings.work_dir)
+    files.remove_tree(settings.work_dir)
     built = manifest.load(settings.output_dir)
     expected = (listing.fingerprint, _command(settings, previous), previous.dataset.fingerprint if previous else "")
     if (built.source["fingerprint"], built.command, built.previous) != expected:

@@ -2,7 +2,8 @@
 
 A row that travels alone costs Beam about 50 µs and several kB at each step, all of them in the memory of one process
 where Beam's local runner is used. A pack costs as much as one row; and of groups only the names of files pass through
-Beam, on a disk that all workers share.
+Beam, on a disk that all workers share. Groups take several inputs, in a tuple, for the same reason: before Beam's
+Flatten the local runner holds all rows. (Their type is Any here: of a tuple Beam would warn.)
 """
 
 import collections
@@ -90,20 +91,20 @@ class GroupBytes(beam.PTransform):
 
 
 class GroupApart(beam.PTransform):
-    """PCollection[Pack[(key, value)]] -> PCollection[(key, Rows)]: for few keys, or groups of any size."""
+    """PCollection[Pack[(key, value)]], or several -> PCollection[(key, Rows)]: for few keys, or groups of any size."""
 
     def __init__(self, folder: str) -> None:
         """Sets the folder for the files, on a disk that all workers share."""
         super().__init__()
         self._folder = folder
 
-    def expand(self, packs: beam.PCollection) -> beam.PCollection:
+    def expand(self, packs: Any) -> beam.PCollection:
         """The steps."""
-        return packs | beam.FlatMap(_write_by_key, self._folder) | beam.GroupByKey() | beam.Map(_with_rows)
+        return _of_all(packs, _write_by_key, self._folder) | beam.GroupByKey() | beam.Map(_with_rows)
 
 
 class GroupByKey(beam.PTransform):
-    """PCollection[Pack[(key, value)]] -> PCollection[Pack[(key, [value])]]: for many small groups, by strings."""
+    """PCollection[Pack[(key, value)]], or several -> PCollection[Pack[(key, [value])]]: small groups, by strings."""
 
     def __init__(self, folder: str, num_parts: int, part_of: Callable[[str, int], int] | None = None) -> None:
         """Sets the folder for the files, on a disk that all workers share, and what packs come out.
@@ -118,14 +119,20 @@ class GroupByKey(beam.PTransform):
         self._num_parts = num_parts
         self._part_of = part_of or _hashed
 
-    def expand(self, packs: beam.PCollection) -> beam.PCollection:
+    def expand(self, packs: Any) -> beam.PCollection:
         """The steps."""
         return (
-            packs
-            | beam.FlatMap(_write_by_part, self._folder, self._num_parts, self._part_of)
+            _of_all(packs, _write_by_part, self._folder, self._num_parts, self._part_of)
             | beam.GroupByKey()
             | beam.Map(_groups)
         )
+
+
+def _of_all(packs: Any, write: Callable[..., Iterable[Any]], *arguments: Any) -> beam.PCollection:
+    """What `write` yields for each pack of all inputs."""
+    if isinstance(packs, beam.PCollection):
+        return packs | beam.FlatMap(write, *arguments)
+    return [part | f"Input{n}" >> beam.FlatMap(write, *arguments) for n, part in enumerate(packs)] | beam.Flatten()
 
 
 def _map(pack: Pack, function: Callable[..., Any], *arguments: Any) -> Pack:

@@ -169,7 +169,6 @@ class WriteShards(beam.PTransform):
         )
         return (
             (records_by_bucket, plans)
-            | "RecordsAndPlans" >> beam.Flatten()  # (bucket name, Record | _Plan)
             | "JoinPlans" >> self._group_by_key(_part_of_bucket)  # (bucket name, [Record | _Plan])
             | "Place" >> packed.FlatMap(_place, self._seed)  # (shard name, _Placed)
             | "GroupShard" >> packed.GroupApart(self._shuffle_dir)  # a shard alone, no pack: (shard name, [_Placed])

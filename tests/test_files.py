@@ -46,3 +46,11 @@ def test_fingerprint_does_not_depend_on_the_order_of_keys():
 
 def test_shard_name():
     assert files.shard_name("train", 3, 8) == "carbrand-train.tfrecord-00003-of-00008"
+
+
+def test_a_removed_tree_is_gone_whatever_its_depth(tmp_path):
+    for name in ("a/b/c/file", "a/file", "file", "d/e/file"):
+        files.write_text(tmp_path / "tree" / name, "x")
+    files.write_text(tmp_path / "other", "x")
+    files.remove_tree(tmp_path / "tree")
+    assert [path.name for path in tmp_path.iterdir()] == ["other"]

@@ -2,6 +2,8 @@ import operator
 import pathlib
 
 import apache_beam as beam
+import pytest
+from apache_beam.pipeline import PipelineVisitor
 
 from beam_jobs import packed, runners
 from beam_jobs.packed import Pack
@@ -63,6 +65,51 @@ def test_keys_that_stand_apart_are_elements_of_their_own(tmp_path):
     items = [Pack([("a", 1), ("b", 2)]), Pack([("a", 3)]), Pack()]
     found = run(tmp_path, items, packed.GroupApart(str(tmp_path / "shuffle")), beam.Map(_listed))
     assert found == [("a", [1, 3]), ("b", [2])]
+
+
+@pytest.mark.parametrize("by_part", [True, False])
+def test_rows_of_several_inputs_come_together(tmp_path, by_part):
+    folder = str(tmp_path / "shuffle")
+    group = packed.GroupByKey(folder, 1) if by_part else packed.GroupApart(folder)
+    found = run(tmp_path, [Pack([("a", 1), ("b", 2)])], _Twice(group), beam.Map(_sorted_groups if by_part else _listed))
+    expected = [("a", [1, 1]), ("b", [2, 2])]
+    assert found == ([expected] if by_part else expected)
+
+
+class _Twice(beam.PTransform):
+    """Groups the rows with themselves."""
+
+    def __init__(self, group):
+        super().__init__()
+        self._group = group
+
+    def expand(self, rows):
+        return (rows, rows | beam.Map(_same)) | self._group
+
+
+def _same(pack):
+    return pack
+
+
+def test_beam_holds_no_rows_of_several_inputs(tmp_path):
+    """Its Flatten does, in the local runner; so only names of files may reach one."""
+    pipeline = beam.Pipeline()
+    rows = pipeline | beam.Create([Pack([("a", 1)])]), pipeline | "Other" >> beam.Create([Pack([("b", 1)])])
+    _ = rows | packed.GroupByKey(str(tmp_path), 1)
+    names = [part.full_label for part in _inputs_of_flatten(pipeline)]
+    assert names == [f"GroupByKey/Input{n}" for n in range(2)]
+
+
+def _inputs_of_flatten(pipeline):
+    found = []
+
+    class Visitor(PipelineVisitor):
+        def visit_transform(self, node):
+            if isinstance(node.transform, beam.Flatten):
+                found.extend(value.producer for value in node.inputs)
+
+    pipeline.visit(Visitor())
+    return found
 
 
 def test_rows_can_be_read_twice(tmp_path):
