@@ -149,7 +149,7 @@ def _write(pack: Pack, folder: str) -> Iterator[tuple[Any, Slice]]:
         return
     content = b"".join(value for _, value in pack)
     name = hashlib.sha256(content).hexdigest()
-    path = pathlib.Path(folder, name[:2], name)
+    path = pathlib.Path(folder, name[:1], name)
     _write_once(path, content)
     offset = 0
     for key, value in pack:
