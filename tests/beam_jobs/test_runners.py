@@ -1,5 +1,6 @@
 import os
 import pathlib
+import pickle
 import signal
 import subprocess
 import sys
@@ -7,7 +8,12 @@ import textwrap
 
 import apache_beam as beam
 import pytest
-from apache_beam.options.pipeline_options import DirectOptions, StandardOptions
+from apache_beam.options.pipeline_options import (
+    DirectOptions,
+    GoogleCloudOptions,
+    PipelineOptions,
+    StandardOptions,
+)
 
 from beam_jobs import runners
 from carbrand import errors
@@ -44,6 +50,15 @@ def run_step(step, folder, workers=1):
 def test_few_photos_stay_in_one_process():
     assert options().view_as(StandardOptions).runner == "FnApiRunner"
     assert options().view_as(DirectOptions).direct_num_workers == 1
+
+
+def test_views_of_the_options_are_made_once_and_know_of_one_another():
+    made = options("--job_name=cars")
+    view = made.view_as(StandardOptions)
+    assert made.view_as(StandardOptions) is view
+    view.streaming = True
+    assert made.view_as(PipelineOptions).get_all_options()["streaming"] is True
+    assert pickle.loads(pickle.dumps(made)).view_as(GoogleCloudOptions).job_name == "cars"
 
 
 def test_many_photos_use_every_core():
