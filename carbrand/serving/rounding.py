@@ -38,12 +38,12 @@ def rounded(model: keras.Model, images: NDArray[np.uint8]) -> Iterator[None]:
             layer.kernel.assign(kernel)
 
 
-def round_matrix(weights: NDArray[np.floating], products: NDArray[np.floating]) -> NDArray[np.float32]:
+def round_matrix(weights: NDArray[np.floating], products: NDArray[np.float64]) -> NDArray[np.float32]:
     """Rounds the weights of one input after another; the inputs still to come take over its error.
 
     Args:
       weights: [inputs, outputs].
-      products: X'X of the layer's inputs X [examples, inputs].
+      products: X'X of the layer's inputs X [examples, inputs], in float64.
 
     Returns:
       [inputs, outputs]: in each column -127 to 127 times one step; its largest weight stays as it is.
@@ -54,7 +54,7 @@ def round_matrix(weights: NDArray[np.floating], products: NDArray[np.floating]) 
     steps = np.abs(left).max(axis=0) / _LARGEST
     steps[steps == 0] = 1
     fixed = np.sign(left[largest, np.arange(left.shape[1])]) * _LARGEST
-    spread = _spread(products[np.ix_(order, order)].astype(np.float64))
+    spread = _spread(products[np.ix_(order, order)])
     result = np.empty_like(left)
     for start in range(0, len(left), _BLOCK):
         end = min(start + _BLOCK, len(left))
@@ -76,7 +76,7 @@ def _spread(products: NDArray[np.floating]) -> NDArray[np.floating]:
 
 def _input_products(
     model: keras.Model, layers: Sequence[keras.layers.Layer], images: NDArray[np.uint8]
-) -> list[NDArray[np.floating]]:
+) -> list[NDArray[np.float64]]:
     """X'X of the inputs of each layer on `images`: rows of X are examples, of convolutions patches."""
     inputs_of = keras.Model(model.input, [layer.input for layer in layers])
 

@@ -13,7 +13,7 @@ from carbrand import exported
 from carbrand.data import manifest
 from carbrand.data.preprocess import Preprocess
 from carbrand.errors import ConfigError, DataError, GateError
-from carbrand.serving import export, graph, lite, parity
+from carbrand.serving import export, graph, parity
 from carbrand.training import checkpoint, weights
 from carbrand.training.model import ModelSpec, build_model
 
@@ -145,21 +145,6 @@ def test_a_second_export_is_a_new_version_with_tflite_that_answers_nearly_as_the
     assert float16.max_difference <= 1e-2
     assert saved_model.max_difference <= 1e-5
     assert "float16" in caplog.text
-
-
-@pytest.mark.slow
-def test_int8_is_a_quarter_of_the_size(tmp_path):
-    keras.utils.set_random_seed(0)
-    model = build_model(("a", "b", "c"), ModelSpec(), image_size_px=(32, 32))
-    model.get_layer("logits").kernel.assign(np.random.default_rng(0).normal(0, 0.1, (2048, 3)))
-    images = np.random.default_rng(1).integers(0, 256, (20, 32, 32, 3), np.uint8)
-    kernel = model.get_layer("conv1_conv").kernel.numpy()
-    lite.write(tmp_path / "int8.tflite", model, 2.0, "int8", images)
-    np.testing.assert_array_equal(model.get_layer("conv1_conv").kernel, kernel)
-    assert (tmp_path / "int8.tflite").stat().st_size < 1.2 * 23_600_000
-    logits = np.log(model(images, training=False).numpy())
-    expected = scipy.special.softmax(logits / 2, axis=1)
-    np.testing.assert_allclose(lite.predict(tmp_path / "int8.tflite", images), expected, atol=0.2)
 
 
 def test_an_unknown_format_raises(tiny_run, drawn_records, tmp_path):

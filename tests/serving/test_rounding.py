@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 import pytest
+import scipy.special
 import tensorflow as tf
 
 from carbrand.serving import lite, rounding
@@ -55,8 +56,8 @@ def test_columns_lie_on_the_steps_of_their_largest_weight_which_stays(weights):
     assert np.abs(codes).max() == pytest.approx(LARGEST)
 
 
-@pytest.mark.slow
-def test_the_converter_stores_the_codes_that_were_chosen(tmp_path):
+@pytest.mark.slow  # and one test of all, as converting takes a minute
+def test_an_int8_file_holds_the_codes_that_were_chosen_and_answers_nearly_as_the_model(tmp_path):
     keras.utils.set_random_seed(0)
     model = build_model(("a", "b", "c"), ModelSpec(), image_size_px=(32, 32))
     model.get_layer("logits").kernel.assign(np.random.default_rng(0).normal(0, 0.1, (2048, 3)))
@@ -67,8 +68,14 @@ def test_the_converter_stores_the_codes_that_were_chosen(tmp_path):
         gamma = model.get_layer(f"{name}_bn").gamma
         gamma.assign(gamma * generator.choice([-1, 1], gamma.shape))
     images = generator.integers(0, 256, (20, 32, 32, 3), np.uint8)
-    lite.write(tmp_path / "int8.tflite", model, 1.0, "int8", images)
-    interpreter = tf.lite.Interpreter(str(tmp_path / "int8.tflite"), experimental_preserve_all_tensors=True)
+    weights = [value.copy() for value in model.get_weights()]
+    path = tmp_path / "int8.tflite"
+    lite.write(path, model, 2.0, "int8", images)
+    assert path.stat().st_size < 1.2 * 23_600_000  # a byte per parameter
+    assert all(map(np.array_equal, model.get_weights(), weights))
+    expected = scipy.special.softmax(np.log(model(images, training=False).numpy()) / 2, axis=1)
+    np.testing.assert_allclose(lite.predict(path, images), expected, atol=0.2)
+    interpreter = tf.lite.Interpreter(str(path), experimental_preserve_all_tensors=True)
     stored = {}
     for tensor in interpreter.get_tensor_details():
         if tensor["dtype"] == np.int8:
