@@ -69,7 +69,7 @@ def rows_of(placed: Placed, rule: splits.Rule) -> Iterator[report.Row]:
     checked = placed.checked
     before = checked.old_split or checked.photo.split
     if not rule.allows(before, placed.split) or (checked.old_split and before != placed.split):
-        yield "moved", {"name": checked.name, "group": checked.group, "from": before, "to": placed.split}
+        yield report.row("moved", {"name": checked.name, "group": checked.group, "from": before, "to": placed.split})
 
 
 def _kept(resolution: duplicates.Resolution) -> Iterator[Checked]:

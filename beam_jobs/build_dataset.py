@@ -144,16 +144,12 @@ def build_pipeline(
         | "LeakRows" >> beam.Map(_leak_rows)  # report.Row
     )
     _ = (
-        (
-            new | "RejectRows" >> packed.FlatMap(_reject_rows),  # report.Row
-            photos | "CopyRows" >> packed.FlatMap(find_copies.rows_of),  # report.Row
-            placed | "MovedRows" >> packed.FlatMap(assign_splits.rows_of, settings.split_rule),  # report.Row
-            shards | "ShardRows" >> beam.Map(_shard_row),  # report.Row
-            leaks,
-        )
-        | "AllRows" >> beam.Flatten()
-        | "WriteRows" >> report.WriteRows(settings.report_dir, settings.shuffle_dir)
-    )  # None
+        new | "RejectRows" >> packed.FlatMap(_reject_rows),  # report.Row
+        photos | "CopyRows" >> packed.FlatMap(find_copies.rows_of),  # report.Row
+        placed | "MovedRows" >> packed.FlatMap(assign_splits.rows_of, settings.split_rule),  # report.Row
+        shards | "ShardRows" >> beam.Map(_shard_row),  # report.Row
+        leaks,
+    ) | "WriteRows" >> report.WriteRows(settings.report_dir, settings.shuffle_dir)  # None
 
 
 def encode(settings: build_output.Settings, record: sharded_writer.Record) -> tuple[bytes, catalogue.Row]:
@@ -301,7 +297,7 @@ def _record(placed: assign_splits.Placed, settings: build_output.Settings) -> sh
 
 def _reject_rows(checked: check_photos.Checked) -> Iterator[report.Row]:
     if checked.rejection is not None:
-        yield (
+        yield report.row(
             "rejected",
             {
                 "name": checked.name,
@@ -314,7 +310,7 @@ def _reject_rows(checked: check_photos.Checked) -> Iterator[report.Row]:
 
 
 def _shard_row(written: sharded_writer.WrittenShard) -> packed.Pack:
-    return packed.Pack([("shard", {"name": written.shard.name, **dataclasses.asdict(written)})])
+    return packed.Pack([report.row("shard", {"name": written.shard.name, **dataclasses.asdict(written)})])
 
 
 def _keys_of_shard(written: sharded_writer.WrittenShard, settings: build_output.Settings) -> packed.Pack:
@@ -331,7 +327,7 @@ def _keys_of_shard(written: sharded_writer.WrittenShard, settings: build_output.
 
 def _leak_rows(element: tuple[int, Iterable[packed.Slice]]) -> packed.Pack:
     keys = np.frombuffer(packed.join(element[1]), leakage.KEY_DTYPE)
-    return packed.Pack(("leak", _leak_row(pair)) for pair in leakage.find(keys))
+    return packed.Pack(report.row("leak", _leak_row(pair)) for pair in leakage.find(keys))
 
 
 def _leak_row(pair: np.ndarray) -> dict[str, object]:

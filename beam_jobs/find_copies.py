@@ -83,7 +83,8 @@ def rows_of(resolution: duplicates.Resolution) -> Iterator[report.Row]:
         if not copy.is_old:
             yield _duplicate_row(copy, resolution.kept[0], dropped=False)
     for copy in resolution.conflicts:
-        yield "conflict", _row(copy) | {"other_brands": [brand for brand in resolution.brands if brand != copy.brand]}
+        other_brands = [brand for brand in resolution.brands if brand != copy.brand]
+        yield report.row("conflict", _row(copy) | {"other_brands": other_brands})
 
 
 def with_one_key(value: Any) -> tuple[str, Any]:
@@ -206,4 +207,4 @@ def _duplicate_row(copy: duplicates.Copy, kept: duplicates.Copy, *, dropped: boo
         "kept_split": kept.split,
         "dropped": dropped,
     }
-    return "duplicate", row
+    return report.row("duplicate", row)

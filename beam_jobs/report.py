@@ -16,13 +16,19 @@ from carbrand import files
 
 beam = runners.beam  # not imported here: runners keeps it quiet
 
-Row = tuple[str, dict[str, Any]]  # a kind, and a JSON object with a "name"
+Row = tuple[str, dict[str, Any]]  # the file that it goes to, and a JSON object; see `row`
 
 _PARTS = 256  # per kind, so that no step holds all rows
 
 
+def row(kind: str, content: dict[str, Any]) -> Row:
+    """A row of one kind; `content` is a JSON object with a "name"."""
+    part = hashlib.sha256(content["name"].encode()).digest()[0] % _PARTS
+    return f"{kind}-{part:03d}.jsonl", content
+
+
 class WriteRows(beam.PTransform):
-    """PCollection[Pack[Row]] -> PCollection[None]; `read` gives the rows back."""
+    """PCollection[Pack[Row]], or several -> PCollection[None]; `read` gives the rows back."""
 
     def __init__(self, folder: str, shuffle_dir: str) -> None:
         """Sets the folder, and that for rows that wait, on a disk that all workers share."""
@@ -30,12 +36,11 @@ class WriteRows(beam.PTransform):
         self._folder = folder
         self._shuffle_dir = shuffle_dir
 
-    def expand(self, rows: beam.PCollection) -> beam.PCollection:
+    def expand(self, rows: Any) -> beam.PCollection:
         """The steps."""
         return (
             rows
-            | "WithPart" >> packed.Map(_with_part)  # Pack[(part name, JSON object)]
-            | "GroupPart" >> packed.GroupApart(self._shuffle_dir)  # (part name, [JSON object])
+            | "GroupPart" >> packed.GroupApart(self._shuffle_dir)  # (file name, [JSON object])
             | "WritePart" >> beam.Map(_write_part, self._folder)  # None
         )
 
@@ -49,12 +54,6 @@ def read(folder: str, kind: str) -> Iterator[dict[str, Any]]:
 def order(row: dict[str, Any]) -> tuple[str, str]:
     """The order of rows: by name, and total."""
     return row["name"], json.dumps(row, sort_keys=True)
-
-
-def _with_part(row: Row) -> tuple[str, dict[str, Any]]:
-    kind, content = row
-    part = hashlib.sha256(content["name"].encode()).digest()[0] % _PARTS
-    return f"{kind}-{part:03d}.jsonl", content
 
 
 def _write_part(element: tuple[str, Iterable[dict[str, Any]]], folder: str | os.PathLike[str]) -> None:

@@ -67,14 +67,10 @@ def build_pipeline(folder: str, built: manifest.Manifest, work_dir: str, pipelin
         scans
         | "Bucket" >> beam.Map(_buckets, num_buckets)  # Pack[(bucket, KEY_DTYPE as bytes)]
         | "GroupBucket" >> packed.GroupBytes(shuffle_dir)  # (bucket, [Slice])
-        | "FindLeaks" >> beam.Map(_leaks, folder, manifest_hash)  # Pack[Problem]
+        | "FindLeaks" >> beam.Map(_leaks, folder, manifest_hash)  # Pack[report.Row]
     )
-    _ = (
-        (scans | "Problems" >> beam.Map(_problems), leaks)
-        | "AllProblems" >> beam.Flatten()  # Pack[Problem]
-        | "ProblemRows" >> packed.Map(_row)  # Pack[report.Row]
-        | "WriteRows" >> report.WriteRows(work_dir, shuffle_dir)
-    )
+    problems = scans | "Problems" >> beam.Map(_problems)  # Pack[report.Row]
+    _ = (problems, leaks) | "WriteRows" >> report.WriteRows(work_dir, shuffle_dir)
 
 
 def _temporary_folder(folder: pathlib.Path) -> tempfile.TemporaryDirectory[str]:
@@ -101,7 +97,7 @@ def _perform(task: verify.Task, folder: str, manifest_hash: str) -> Scan:
 
 
 def _problems(scan: Scan) -> packed.Pack:
-    return packed.Pack(scan.problems)
+    return _rows(scan.problems)
 
 
 def _buckets(scan: Scan, num_buckets: int) -> packed.Pack:
@@ -111,8 +107,10 @@ def _buckets(scan: Scan, num_buckets: int) -> packed.Pack:
 def _leaks(element: tuple[int, Iterable[packed.Slice]], folder: str, manifest_hash: str) -> packed.Pack:
     keys = np.frombuffer(packed.join(element[1]), leakage.KEY_DTYPE)
     found = verify.describe_leaks(pathlib.Path(folder), _manifest(folder, manifest_hash), leakage.find(keys))
-    return packed.Pack(found)
+    return _rows(found)
 
 
-def _row(problem: Problem) -> report.Row:
-    return "problem", {"name": problem.file, "problem": dataclasses.asdict(problem)}
+def _rows(problems: Iterable[Problem]) -> packed.Pack:
+    return packed.Pack(
+        report.row("problem", {"name": problem.file, "problem": dataclasses.asdict(problem)}) for problem in problems
+    )
