@@ -1,6 +1,7 @@
 """Data that tests of several stages need."""
 
 import contextlib
+import os
 import pathlib
 import shutil
 
@@ -16,42 +17,61 @@ def no_bindings_of_other_tests():
 
 
 @pytest.fixture(scope="session")
-def drawn_photos(tmp_path_factory):
+def made_once(tmp_path_factory):
+    """Makes a folder in the first of pytest's processes that wants it, and a copy for each: tests may write there."""
+    from carbrand import files
+
+    shared = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        shared = shared.parent
+
+    def folder(name, make):
+        made, done = shared / "made_once" / name, shared / "made_once" / f"{name}.done"
+        made.parent.mkdir(exist_ok=True)
+        with files.one_at_a_time(made.with_suffix(".lock")):
+            if not done.exists():
+                make(made)
+                done.touch()
+        return shutil.copytree(made, tmp_path_factory.mktemp(name) / name)
+
+    return folder
+
+
+@pytest.fixture(scope="session")
+def drawn_photos(made_once):
     """Eight photos of each of six drawn brands, three broken files and three copies."""
     from carbrand.demo import draw
 
-    folder = tmp_path_factory.mktemp("drawn") / "photos"
-    draw.draw_photos(folder, photos_per_brand=8)
-    return folder
+    return made_once("photos", lambda folder: draw.draw_photos(folder, photos_per_brand=8))
 
 
 @pytest.fixture(scope="session")
-def drawn_records(drawn_photos, tmp_path_factory):
+def drawn_records(drawn_photos, made_once):
     """The records of `drawn_photos`, in two training shards."""
     from beam_jobs import build_dataset, build_output
 
-    folder = tmp_path_factory.mktemp("drawn_records") / "records"
-    build_dataset.run(drawn_photos, folder, build_output.Choices(resize_short_px=96), num_shards=2)
-    return folder
+    choices = build_output.Choices(resize_short_px=96)
+    return made_once("records", lambda folder: build_dataset.run(drawn_photos, folder, choices, num_shards=2))
 
 
 @pytest.fixture(scope="session")
-def tiny_run(drawn_records, tmp_path_factory):
+def tiny_run(drawn_records, made_once):
     """A ResNet-50 on 32-pixel images after a few steps: every stage after it has something to work on."""
     from carbrand.data.preprocess import Preprocess
     from carbrand.training import train
 
-    folder = tmp_path_factory.mktemp("tiny") / "run"
-    train.run(drawn_records, folder, epochs=1.5, batch_size=8, preprocess=Preprocess(image_size_px=32))
-    return folder
+    preprocess = Preprocess(image_size_px=32)
+    return made_once(
+        "run", lambda folder: train.run(drawn_records, folder, epochs=1.5, batch_size=8, preprocess=preprocess)
+    )
 
 
 @pytest.fixture(scope="session")
-def tiny_model(tiny_run, drawn_records, tmp_path_factory):
-    """The export of `tiny_run`."""
+def tiny_model(tiny_run, drawn_records, made_once):
+    """The export of `tiny_run`, its first version."""
     from carbrand.serving import export
 
-    return export.run(tiny_run, tmp_path_factory.mktemp("tiny_model") / "model", data=drawn_records)
+    return made_once("model", lambda folder: export.run(tiny_run, folder, data=drawn_records)) / "1"
 
 
 @pytest.fixture(scope="session")
