@@ -86,8 +86,7 @@ def draw_crop(original, folder, number):
 
 
 def peak_of_build(photos, output, workers):
-    command = [sys.executable, "-c", _BUILD, str(photos), str(output), str(workers)]
-    build = subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True)
+    build = start_build(photos, output, workers)
     peak = Peak()
     while build.poll() is None:
         workers = processes_of(session=build.pid) - {build.pid}
@@ -96,6 +95,12 @@ def peak_of_build(photos, output, workers):
     if build.returncode:
         sys.exit(f"the build of {photos} failed with exit code {build.returncode}")
     return peak
+
+
+def start_build(photos, output, workers):
+    """A build in a process and a session of its own."""
+    command = [sys.executable, "-c", _BUILD, str(photos), str(output), str(workers)]
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True)
 
 
 def processes_of(session):

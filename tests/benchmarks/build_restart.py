@@ -14,13 +14,12 @@ import resource
 import shutil
 import signal
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 
-FEW = 20
-_BUILD = "import sys; from beam_jobs import build_dataset; build_dataset.run(*sys.argv[1:3], workers=int(sys.argv[3]))"
+from build_memory import start_build
+from build_throughput import FEW, copy_photos
 
 
 def main():
@@ -33,25 +32,18 @@ def main():
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         folder = pathlib.Path(folder)
-        few = copy_few(options.input, folder / "few")
-        rows = [measure(options.input, few, folder / "out", options.workers) for _ in range(options.rounds)]
+        copy_photos(options.input, folder / "few", FEW)
+        rows = [measure(options.input, folder / "few", folder / "out", options.workers) for _ in range(options.rounds)]
     start, whole, second = (statistics.mean(column) for column in zip(*rows, strict=True))
     shares = [row[2] / row[1] for row in rows]
     print(f"CPU s: start {start:.1f}, whole build {whole:.1f}, second start {second:.1f}")
     print(f"second start / whole build: {statistics.mean(shares):.1%} ({min(shares):.1%} to {max(shares):.1%})")
 
 
-def copy_few(source, folder):
-    for brand in sorted(path for path in source.iterdir() if path.is_dir())[:2]:
-        (folder / brand.name).mkdir(parents=True)
-        for path in sorted(brand.iterdir())[: FEW // 2]:
-            shutil.copy(path, folder / brand.name)
-    return folder
-
-
 def measure(photos, few, output, workers):
     """CPU seconds of a start, of a whole build, and of a second start."""
     start, _ = built(few, output, workers)
+    shutil.rmtree(output)
     whole, wall_s = built(photos, output, workers)
     shutil.rmtree(output)
     killed = start_build(photos, output, workers)
@@ -59,24 +51,17 @@ def measure(photos, few, output, workers):
     os.killpg(killed.pid, signal.SIGKILL)
     killed.wait()
     assert not (output / "manifest.json").exists(), "it was too late to kill it"
-    second, _ = built(photos, output, workers, keep=True)
+    second, _ = built(photos, output, workers)
     shutil.rmtree(output)
     return start, whole, second
 
 
-def built(photos, output, workers, *, keep=False):
+def built(photos, output, workers):
     """CPU and wall seconds of a build, its workers included."""
-    if not keep:
-        shutil.rmtree(output, ignore_errors=True)
     before, started = cpu_s(), time.monotonic()
     if start_build(photos, output, workers).wait():
         sys.exit(f"the build of {photos} failed")
     return cpu_s() - before, time.monotonic() - started
-
-
-def start_build(photos, output, workers):
-    command = [sys.executable, "-c", _BUILD, str(photos), str(output), str(workers)]
-    return subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True)
 
 
 def cpu_s():
