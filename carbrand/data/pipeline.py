@@ -133,15 +133,17 @@ def make_dataset(
     read = _Blocks(reader, ordering, share, names, augment, preprocess.height_width, stream, seed)
 
     first, last = steps(len(reader), batch_size, is_training, start_step, num_steps)
-    places = tf.data.Dataset.range(first * share.per_worker, last * share.per_worker)
+    block, num_places = _even_part(share.per_replica), (last - first) * share.per_worker
+    # Augmented blocks are full ones, so that their shape is known: what is read beyond the end is not taken, below.
+    read_beyond = -num_places % block if augment.enabled else 0
+    places = tf.data.Dataset.range(first * share.per_worker, first * share.per_worker + num_places + read_beyond)
     if not is_training and not pad_last:
         places = places.take(len(reader) - first * batch_size)
     threads = stream.threads or len(os.sched_getaffinity(0))
-    block = _even_part(share.per_replica)
     dataset = blocks.map_blocks(places, read, read.specs, block=block, threads=threads, only_full=augment.enabled)
     if augment.enabled:
         if block != share.per_replica:  # which copies every image
-            dataset = dataset.rebatch(share.per_replica, drop_remainder=True)
+            dataset = dataset.rebatch(share.per_replica, drop_remainder=True).take(num_places // share.per_replica)
     else:
         dataset = dataset.unbatch()
         if not is_training and not pad_last:

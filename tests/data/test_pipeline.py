@@ -123,6 +123,15 @@ def test_the_stream_does_not_depend_on_threads(thousand, stream, augment):
     assert ours == theirs
 
 
+@pytest.mark.parametrize("batch_size", [128, 129, 260, 320])
+def test_a_large_last_batch_is_whole(hundred, batch_size):
+    # Large batches are read in equal blocks, into which their photos may not divide.
+    ours = batches(hundred, fields=IDS, batch_size=batch_size, start_step=1, num_steps=3)
+    np.testing.assert_array_equal(
+        [batch["number"] for batch in ours], np.arange(batch_size, 3 * batch_size).reshape(2, batch_size)
+    )
+
+
 def test_the_stream_does_not_depend_on_the_batch_size(thousand):
     ours, theirs = (columns(thousand, fields=IDS, batch_size=size, num_steps=1200 // size) for size in (8, 300))
     for name, values in ours.items():
