@@ -5,7 +5,7 @@ import pathlib
 import sys
 from collections.abc import Iterable, Iterator
 
-from carbrand.data import paths, tables
+from carbrand.data import local_files, paths, tables
 from carbrand.data.sources import Files
 from carbrand.errors import DataError
 
@@ -16,7 +16,7 @@ def expand(given: Iterable[str], files: Files) -> Iterator[str]:
     """The files that `given` stands for: in its order, those of a folder or pattern sorted; "-" stays.
 
     Raises:
-      DataError: There is no such file or folder, or nothing fits a pattern.
+      DataError: A path is empty, there is no such file or folder, or nothing fits a pattern.
     """
     for path in given:
         if path == STDIN or pathlib.Path(path).is_file():
@@ -34,11 +34,11 @@ def read_list(path: str, files: Files) -> Iterator[str]:
       DataError: There is no such list, or a row of a table has no path.
     """
     if path == STDIN:
-        yield from sys.stdin.read().splitlines()
+        yield from _lines(sys.stdin.read())
         return
     with files.open(path) as file:
         if not tables.is_table(path):
-            yield from filter(None, os.fsdecode(file.read()).splitlines())
+            yield from _lines(os.fsdecode(file.read()))
             return
         folder = path.rpartition("/")[0] or "."
         for row in tables.read(path, file):
@@ -50,16 +50,26 @@ def read_list(path: str, files: Files) -> Iterator[str]:
             yield paths.joined(folder, photo, row.where)
 
 
+def _lines(text: str) -> Iterator[str]:
+    """All that are not empty; some editors put a mark of the byte order before the first."""
+    return filter(None, text.removeprefix("\ufeff").splitlines())
+
+
 def _matching(path: str, files: Files) -> list[str]:
-    if paths.has_wildcard(path):
-        patterns, what = [path], "no file fits this pattern"
+    if not path:
+        raise DataError("'': an empty path. Give photos, folders of photos, or patterns; '.' is this folder.")
+    if pathlib.Path(path).is_dir():  # whatever its name looks like
+        found, what = sorted(local_files.walk(paths.Pattern(path.rstrip("/") or "/"))), "no files in there"
+    elif paths.has_wildcard(path):
+        found, what = _found([path], files), "no file fits this pattern"
     elif paths.is_remote(path):
-        patterns, what = [path, f"{path.rstrip('/')}/**"], "no such file, and no files below it"
-    elif pathlib.Path(path).is_dir():
-        patterns, what = [f"{path.rstrip('/')}/**"], "no files in there"
+        found, what = _found([path, f"{path.rstrip('/')}/**"], files), "no such file, and no files below it"
     else:
-        patterns, what = [], "no such file or folder"
-    found = sorted(uri for pattern in patterns for uri, _ in files.match(pattern))
+        found, what = [], "no such file or folder"
     if not found:
         raise DataError(f"{path}: {what}. Give photos, folders of photos, or patterns.")
     return found
+
+
+def _found(patterns: Iterable[str], files: Files) -> list[str]:
+    return sorted(uri for pattern in patterns for uri, _ in files.match(pattern))
