@@ -88,6 +88,13 @@ def test_a_folder_with_something_else_raises(tiny_model, drawn_photos, tmp_path)
         predict_images.run(tiny_model, [_one(drawn_photos)], tmp_path)
 
 
+def test_a_path_that_is_wrong_can_be_corrected(tiny_model, drawn_photos, tmp_path):
+    photo = _one(drawn_photos)
+    with pytest.raises(DataError, match="no such file or folder"):
+        predict_images.run(tiny_model, [photo, "typo.jpg"], tmp_path / "out")
+    assert predict_images.run(tiny_model, [photo], tmp_path / "out") == (1, 0)
+
+
 def test_nothing_to_predict_raises(tiny_model, tmp_path):
     with pytest.raises(ConfigError, match="No photos are given"):
         predict_images.run(tiny_model, [], tmp_path / "out")
