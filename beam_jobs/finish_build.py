@@ -14,7 +14,19 @@ import numpy as np
 import carbrand
 from beam_jobs import build_output, check_photos, report, sharded_writer
 from carbrand import errors, files
-from carbrand.data import brands, cache, catalogue, images, manifest, page, records, sources, verify
+from carbrand.data import (
+    brands,
+    cache,
+    catalogue,
+    images,
+    manifest,
+    page,
+    paths,
+    records,
+    sources,
+    verify,
+    verify_shard,
+)
 
 _SHOWN = 20  # of the names in one line of the summary
 _REPORTS = {
@@ -241,7 +253,7 @@ def _manifest(
         given_splits=settings.given_splits,
         counts=counts,
         statistics=catalogue.statistics([row["sums"] for row in shards]),
-        source={"root": listing.root, "fingerprint": listing.fingerprint},
+        source={"root": paths.shown(listing.root), "fingerprint": listing.fingerprint},
         files={catalogue.name_of(row["shard"]["name"]): row["catalogue_sha256"] for row in shards},
         fingerprint=manifest.fingerprint_of(settings.brands, splits),
         command=_command(settings, previous),
@@ -274,13 +286,17 @@ def already_complete(
     """
     files.remove_tree(settings.work_dir)
     built = manifest.load(settings.output_dir)
-    expected = (listing.fingerprint, _command(settings, previous), previous.dataset.fingerprint if previous else "")
-    if (built.source["fingerprint"], built.command, built.previous) != expected:
+    source = {"root": paths.shown(listing.root), "fingerprint": listing.fingerprint}
+    expected = (source, _command(settings, previous), previous.dataset.fingerprint if previous else "")
+    if (built.source, built.command, built.previous) != expected:
         raise errors.ConfigError(
             f"--output={settings.output_dir}: already holds a complete dataset. Choose another folder, or add "
             "--overwrite."
         )
-    print(f"{settings.output_dir}: is complete already; to build it again, add --overwrite.")
+    print(
+        f"{settings.output_dir}: is complete already, by the names and brands of its photos; to build it again, add "
+        "--overwrite."
+    )
     return built
 
 
@@ -297,6 +313,9 @@ def load_previous(folder: str | os.PathLike[str]) -> Previous:
     """
     built = manifest.load(folder)
     verify.check_quickly(folder, max_hash_bytes=0)
-    for problem in verify.check_folder(pathlib.Path(folder), built):
+    problems = verify.check_folder(pathlib.Path(folder), built)
+    for name in manifest.REPORTS:
+        problems += verify_shard.check_file(pathlib.Path(folder), name, built.files.get(name))
+    for problem in problems:
         raise errors.DataError(f"{folder}: {problem}. Restore it; `carbrand verify {folder}` says all that differs.")
     return Previous(str(pathlib.Path(folder).absolute()), built)

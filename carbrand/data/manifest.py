@@ -18,8 +18,9 @@ from carbrand.data import records
 
 FILE_NAME = "manifest.json"
 # What was left out and why, photos that are in another split than before, and a page to look at.
-REJECTS, DUPLICATES, CONFLICTS, MOVED = "rejects.jsonl", "duplicates.jsonl", "conflicts.jsonl", "moved.jsonl"
+REPORTS = REJECTS, DUPLICATES, CONFLICTS, MOVED = "rejects.jsonl", "duplicates.jsonl", "conflicts.jsonl", "moved.jsonl"
 PAGE = "dataset.html"
+LEDGER = "evaluations.jsonl"  # to which evaluations add later: no part of what is built
 SPLITS = ("train", "validation", "test")
 
 # Where TFDS looks for the names of the nested ClassLabel; without it the brands are shown as '0', '1', …
@@ -191,7 +192,7 @@ def _hashes(folder: pathlib.Path, manifest: Manifest) -> dict[str, str]:
     return {
         name: known.get(name) or files.sha256_of_file(folder / name)
         for name in names
-        if name not in shards and name != FILE_NAME
+        if name not in shards and name not in (FILE_NAME, LEDGER)
     }
 
 

@@ -8,7 +8,9 @@ import os
 import pathlib
 from typing import Any
 
-FILE_NAME = "evaluations.jsonl"
+from carbrand.data import manifest
+
+FILE_NAME = manifest.LEDGER
 
 log = logging.getLogger(__name__)
 

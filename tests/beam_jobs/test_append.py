@@ -123,6 +123,17 @@ def test_a_damaged_dataset_is_not_appended_to(old, new_photos, tmp_path):
         build_dataset.run(new_photos, tmp_path / "out", append_to=old)
 
 
+@pytest.mark.parametrize("name", manifest.REPORTS)
+def test_a_list_that_is_missing_or_damaged_is_noticed(old, new_photos, tmp_path, name):
+    with (old / name).open("a") as file:
+        file.write("{}\n")
+    with pytest.raises(errors.DataError, match=f"{name}: its SHA-256 is"):
+        build_dataset.run(new_photos, tmp_path / "new", append_to=old)
+    (old / name).unlink()
+    with pytest.raises(errors.DataError, match=f"{name}: is missing"):
+        build_dataset.run(new_photos, tmp_path / "new", append_to=old)
+
+
 def test_a_catalogue_of_other_photos_is_noticed(old, new_photos, tmp_path):
     path = sorted(old.glob("photos-train*"))[0]
     path.write_text("".join(reversed(path.read_text().splitlines(keepends=True))))

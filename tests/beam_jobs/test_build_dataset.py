@@ -11,7 +11,7 @@ from small_photos import contents, jsonl, photo, rows, write_photos
 from beam_jobs import build_dataset, build_output, check_photos, finish_build
 from beam_jobs.build_output import Choices
 from carbrand import errors
-from carbrand.data import manifest, records
+from carbrand.data import manifest, records, verify
 
 
 def read_records(folder, split):
@@ -161,6 +161,28 @@ def test_a_build_that_is_complete_already_is_left_as_it_is(source, tmp_path, cap
     assert build_dataset.run(source, tmp_path / "out") == built
     assert contents(tmp_path / "out") == before
     assert "is complete already" in capsys.readouterr().out
+
+
+def test_photos_of_another_folder_are_another_dataset(source, tmp_path):
+    build_dataset.run(source, tmp_path / "out")
+    source.rename(tmp_path / "other")
+    with pytest.raises(errors.ConfigError, match="already holds a complete dataset"):
+        build_dataset.run(tmp_path / "other", tmp_path / "out")
+
+
+def test_files_that_others_put_into_a_dataset_are_no_part_of_it(source, tmp_path):
+    build_dataset.run(source, tmp_path / "out")
+    before = contents(tmp_path / "out")
+    (tmp_path / "out" / "evaluations.jsonl").write_text("{}\n")
+    build_dataset.run(source, tmp_path / "out", overwrite=True)
+    (tmp_path / "out" / "evaluations.jsonl").unlink()
+    assert contents(tmp_path / "out") == before
+    assert verify.run(tmp_path / "out") == []
+
+
+def test_a_folder_may_have_any_name(source, tmp_path):
+    odd = source.rename(tmp_path / os.fsdecode(b"odd \xff"))
+    assert build_dataset.run(odd, tmp_path / "out").source["root"] == f"{tmp_path}/odd \\xff"
 
 
 def test_a_source_that_cannot_be_read_leaves_a_complete_dataset_alone(source, tmp_path):
