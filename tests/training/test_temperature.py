@@ -36,6 +36,11 @@ def test_a_probability_of_zero_stays_finite():
     assert temperature.scale([[1.0, 0.0]], 2.0).tolist() == [[1.0, pytest.approx(0, abs=1e-100)]]
 
 
-@pytest.mark.parametrize(("logits", "expected"), [([[5.0, 0.0]], 0.05), ([[-5.0, 0.0]], 20.0), ([[np.nan, 0.0]], 1.0)])
+def test_photos_without_an_error_do_not_make_it_surer():
+    _, logits = drawn(1.0, 100)
+    assert temperature.fit(logits.argmax(axis=1), logits) == 1.0
+
+
+@pytest.mark.parametrize(("logits", "expected"), [([[5.0, 0.0]], 1.0), ([[-5.0, 0.0]], 20.0), ([[np.nan, 0.0]], 1.0)])
 def test_what_one_photo_says_is_limited(logits, expected):
     assert temperature.fit([0], logits) == pytest.approx(expected, rel=0.01)
