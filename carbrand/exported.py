@@ -19,6 +19,7 @@ from carbrand import files
 from carbrand.errors import ConfigError, DataError
 
 MANIFEST = "model.json"
+_UNFINISHED = ".unfinished-"  # versions that are being written, or were when their export was killed
 FORMAT_VERSION = 2
 EXAMPLE_FEATURE = "image/encoded"  # of a tf.Example that the graph classifies
 
@@ -127,7 +128,8 @@ def check_output(folder: str | os.PathLike[str]) -> None:
     folder = pathlib.Path(folder)
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"--output={folder}: is a file. Name a folder.")
-    if folder.exists() and any(folder.iterdir()) and not versions(folder):
+    others = folder.exists() and any(not path.name.startswith(_UNFINISHED) for path in folder.iterdir())
+    if others and not versions(folder):
         raise ConfigError(f"--output={folder}: holds something else than exported models. Give another folder.")
 
 
@@ -136,7 +138,7 @@ def new_version(folder: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
     """A folder to be filled in the block, which becomes the next version when the block ends without an error."""
     folder = pathlib.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    unfinished = pathlib.Path(tempfile.mkdtemp(dir=folder, prefix=".unfinished-"))
+    unfinished = pathlib.Path(tempfile.mkdtemp(dir=folder, prefix=_UNFINISHED))
     try:
         yield unfinished
         unfinished.chmod(0o777 & ~files.umask())

@@ -107,6 +107,14 @@ def test_unknown_score_is_the_share_of_known_photos_that_are_nearer_to_another()
         assert score == pytest.approx(share, abs=0.03)
 
 
+def test_what_a_killed_export_left_is_no_something_else(tmp_path):
+    (tmp_path / ".unfinished-x").mkdir()
+    exported.check_output(tmp_path)
+    with exported.new_version(tmp_path) as folder:
+        (folder / "model.json").touch()
+    assert (tmp_path / "1").is_dir()
+
+
 def test_a_folder_with_something_else_raises(tiny_run, drawn_records, tmp_path):
     (tmp_path / "notes.txt").touch()
     with pytest.raises(ConfigError, match="holds something else than exported models. Give another folder"):
