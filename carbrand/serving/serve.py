@@ -13,7 +13,7 @@ import uvicorn
 from starlette.applications import Starlette
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from carbrand import exported
+from carbrand import checks, exported
 from carbrand.errors import ConfigError
 from carbrand.serving import app as application
 from carbrand.serving.models import Models
@@ -66,8 +66,18 @@ def run(
 
     Raises:
       DataError: There is no such model.
-      ConfigError: The address cannot be listened on.
+      ConfigError: The address cannot be listened on, or another option cannot work.
     """
+    whole = {"max_batch": max_batch, "max_waiting": max_waiting, "max_body_mib": max_body_mib, "max_pixels": max_pixels}
+    for option, value in whole.items():
+        checks.number(f"--{option}", value, at_least=1, whole=True)
+    checks.number("--port", port, at_least=0, at_most=65_535, whole=True)
+    checks.number("--timeout_s", timeout_s, above=0)
+    checks.number("--max_delay_ms", max_delay_ms, at_least=0)
+    checks.number("--drain_s", drain_s, at_least=0)
+    checks.number("--poll_s", poll_s, at_least=0)
+    if log_dir and pathlib.Path(log_dir).exists() and not pathlib.Path(log_dir).is_dir():
+        raise ConfigError(f"--log={log_dir}: is a file. Name a folder.")
     exported.load(model_dir)
     telemetry = Telemetry()
     settings = application.Settings(

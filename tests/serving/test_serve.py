@@ -245,6 +245,21 @@ def _connect(server):
     return socket.create_connection((host, int(port)), timeout=30)
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"max_batch": 0}, "--max_batch=0: give a whole number at least 1"),
+        ({"port": 99_999}, "--port=99999: give a whole number at least 0 and at most 65535"),
+        ({"timeout_s": 0}, "--timeout_s=0: give a number above 0"),
+        ({"poll_s": -1}, "--poll_s=-1: give a number at least 0"),
+        ({"log_dir": __file__}, "is a file. Name a folder"),
+    ],
+)
+def test_options_that_cannot_work_are_told_before_the_start(tiny_model, options, message):
+    with pytest.raises(ConfigError, match=message):
+        serve.run(tiny_model, **options)
+
+
 def test_a_slow_body_is_given_up(server):
     with _connect(server) as client:
         client.sendall(b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: image/jpeg\r\nContent-Length: 100\r\n\r\nx")
