@@ -205,8 +205,7 @@ def _check_folders(
             f"--output={output_path}: lies in the input folder {source_path}, where the next build would take it for "
             "photos. Choose a folder outside."
         )
-    if output_path.exists() and not output_path.is_dir():
-        raise errors.ConfigError(f"--output={output_path}: is a file. Name a folder.")
+    checks.folder("--output", output_path)
     if not build_output.is_ours(output_path):
         raise errors.ConfigError(
             f"--output={output_path}: holds other files, and is no dataset. Name a new or an empty folder."

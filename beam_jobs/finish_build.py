@@ -253,7 +253,7 @@ def _manifest(
         given_splits=settings.given_splits,
         counts=counts,
         statistics=catalogue.statistics([row["sums"] for row in shards]),
-        source={"root": paths.shown(listing.root), "fingerprint": listing.fingerprint},
+        source=_source(listing),
         files={catalogue.name_of(row["shard"]["name"]): row["catalogue_sha256"] for row in shards},
         fingerprint=manifest.fingerprint_of(settings.brands, splits),
         command=_command(settings, previous),
@@ -286,8 +286,7 @@ def already_complete(
     """
     files.remove_tree(settings.work_dir)
     built = manifest.load(settings.output_dir)
-    source = {"root": paths.shown(listing.root), "fingerprint": listing.fingerprint}
-    expected = (source, _command(settings, previous), previous.dataset.fingerprint if previous else "")
+    expected = (_source(listing), _command(settings, previous), previous.dataset.fingerprint if previous else "")
     if (built.source, built.command, built.previous) != expected:
         raise errors.ConfigError(
             f"--output={settings.output_dir}: already holds a complete dataset. Choose another folder, or add "
@@ -298,6 +297,10 @@ def already_complete(
         "--overwrite."
     )
     return built
+
+
+def _source(listing: sources.Listing) -> dict[str, str]:
+    return {"root": paths.shown(listing.root), "fingerprint": listing.fingerprint}
 
 
 def _command(settings: build_output.Settings, previous: Previous | None) -> str:

@@ -187,8 +187,7 @@ def _photos(job: Job, shard: Shard) -> Iterator[str]:
 
 
 def _check_output(folder: pathlib.Path) -> None:
-    if folder.exists() and not folder.is_dir():
-        raise errors.ConfigError(f"--output={folder}: is a file. Name a folder.")
+    checks.folder("--output", folder)
     # A job that ends before its list of photos is complete leaves its lock, and perhaps a part of the list.
     leftovers = (_LOCK, f".{_PHOTOS}.")
     others = folder.exists() and any(not path.name.startswith(leftovers) for path in folder.iterdir())

@@ -1,6 +1,8 @@
-"""Checks of settings: gin passes on any value, so each setting is checked where it is defined."""
+"""Checks of settings and options: gin passes on any value, so each setting is checked where it is defined."""
 
 import math
+import os
+import pathlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -39,3 +41,9 @@ def boolean(name: str, value: Any) -> None:
     """Raises ConfigError unless `value` is True or False."""
     if not isinstance(value, bool):
         raise ConfigError(f"{name}={value!r} is neither True nor False.")
+
+
+def folder(name: str, path: str | os.PathLike[str]) -> None:
+    """Raises ConfigError if `path` is there and is no folder."""
+    if pathlib.Path(path).exists() and not pathlib.Path(path).is_dir():
+        raise ConfigError(f"{name}={path}: is a file. Name a folder.")

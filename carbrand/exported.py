@@ -15,7 +15,7 @@ import tempfile
 from collections.abc import Iterator
 from typing import Any
 
-from carbrand import files
+from carbrand import checks, files
 from carbrand.errors import ConfigError, DataError
 
 MANIFEST = "model.json"
@@ -126,8 +126,7 @@ def write(version_folder: str | os.PathLike[str], exported: Exported) -> None:
 def check_output(folder: str | os.PathLike[str]) -> None:
     """Raises ConfigError unless a version can be added to `folder`: it is new, empty or holds versions."""
     folder = pathlib.Path(folder)
-    if folder.exists() and not folder.is_dir():
-        raise ConfigError(f"--output={folder}: is a file. Name a folder.")
+    checks.folder("--output", folder)
     others = folder.exists() and any(not path.name.startswith(_UNFINISHED) for path in folder.iterdir())
     if others and not versions(folder):
         raise ConfigError(f"--output={folder}: holds something else than exported models. Give another folder.")

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from carbrand import files
-from carbrand.errors import ConfigError, DataError
+from carbrand import checks, files
+from carbrand.errors import DataError
 from carbrand.evaluation import gate, report, text
 from carbrand.evaluation.bootstrap import Interval
 
@@ -52,8 +52,7 @@ def run(reports: Sequence[str | os.PathLike[str]], output: str | os.PathLike[str
         DataError: a report is missing, or of other photos than the first.
     """
     output = pathlib.Path(output)
-    if output.exists() and not output.is_dir():
-        raise ConfigError(f"--output={output}: is a file. Name a folder.")
+    checks.folder("--output", output)
     compared = compare(reports)
     table = _table(compared)
     buffer = io.StringIO()

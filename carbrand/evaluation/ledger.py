@@ -10,8 +10,6 @@ from typing import Any
 
 from carbrand.data import manifest
 
-FILE_NAME = manifest.LEDGER
-
 log = logging.getLogger(__name__)
 
 
@@ -27,7 +25,7 @@ def add(data: str | os.PathLike[str], split: str, records: str, entry: dict[str,
     Returns:
         How many evaluations of this split there have been, this one included; None where nothing can be written.
     """
-    path = pathlib.Path(data) / FILE_NAME
+    path = pathlib.Path(data) / manifest.LEDGER
     time = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     row = {"time": time, "split": split, "records": records, **entry}
     try:

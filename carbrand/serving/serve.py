@@ -76,8 +76,8 @@ def run(
     checks.number("--max_delay_ms", max_delay_ms, at_least=0)
     checks.number("--drain_s", drain_s, at_least=0)
     checks.number("--poll_s", poll_s, at_least=0)
-    if log_dir and pathlib.Path(log_dir).exists() and not pathlib.Path(log_dir).is_dir():
-        raise ConfigError(f"--log={log_dir}: is a file. Name a folder.")
+    if log_dir:
+        checks.folder("--log", log_dir)
     exported.load(model_dir)
     telemetry = Telemetry()
     settings = application.Settings(

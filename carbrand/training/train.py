@@ -151,8 +151,7 @@ def run(
     _check_profile(profile_steps)
     data, run_dir = pathlib.Path(data), pathlib.Path(run_dir)
     dataset = _check_data(data)
-    if run_dir.exists() and not run_dir.is_dir():
-        raise ConfigError(f"--run={run_dir}: is a file. Name a folder.")
+    checks.folder("--run", run_dir)
     strategy = set_up_devices(settings)
     run_dir.mkdir(parents=True, exist_ok=True)
     here = workers_of(strategy)

@@ -121,8 +121,7 @@ def run(
     parameters = search_space.load(space_path)
     dataset = manifest.load(data)
     folder = pathlib.Path(study_dir)
-    if folder.exists() and not folder.is_dir():
-        raise ConfigError(f"--study={folder}: is a file. Name a folder.")
+    checks.folder("--study", folder)
     recipe = _recipe(gin_files, gin_params)
     made_from = {
         "data": [dataset.fingerprint],
