@@ -235,7 +235,7 @@ def make(app: App, telemetry: Telemetry, settings: Settings, lifespan: Callable[
         routes=app.routes(),
         lifespan=lifespan,
         middleware=[Middleware(_Gate, app, telemetry, settings)],
-        exception_handlers={HTTPException: _error, rest.BadRequestError: _bad_request, Exception: _bug},
+        exception_handlers={HTTPException: _error, rest.BadRequestError: _bad_request},
     )
 
 
@@ -254,7 +254,7 @@ class _Gate:
         if scope["type"] != "http":
             await self._inner(scope, receive, send)
             return
-        started, status = time.perf_counter(), 500
+        started, status = time.perf_counter(), None  # until an answer begins
 
         async def send_noted(message: Message) -> None:
             nonlocal status
@@ -270,11 +270,16 @@ class _Gate:
                     await self._inner(scope, receive, send_noted)
             except QueueFullError:
                 await JSONResponse({"error": "too much is waiting"}, 503, _LATER)(scope, receive, send_noted)
+            except Exception as error:  # Starlette would answer it outside of this gate
+                log.error("%s %s", scope["method"], scope["path"], exc_info=error)
+                if status is None:
+                    answer = JSONResponse({"error": "the server failed at this; its log says why"}, 500)
+                    await answer(scope, receive, send_noted)
         else:
             refusal = JSONResponse({"error": "send the key as 'Authorization: Bearer KEY'"}, 401)
             await refusal(scope, receive, send_noted)
         path = getattr(scope.get("route"), "path", "other")
-        self._telemetry.requests.labels(path, status).inc()
+        self._telemetry.requests.labels(path, status or 500).inc()
         self._telemetry.seconds.labels(path).observe(time.perf_counter() - started)
 
     def _size(self, scope: Scope) -> int:
@@ -305,8 +310,3 @@ def _error(_: Request, error: Exception) -> Response:
 
 def _bad_request(_: Request, error: Exception) -> Response:
     return JSONResponse({"error": str(error)}, 400)
-
-
-def _bug(request: Request, error: Exception) -> Response:
-    log.error("%s %s", request.method, request.url.path, exc_info=error)
-    return JSONResponse({"error": "the server failed at this; its log says why"}, 500)

@@ -285,6 +285,8 @@ def _train_phase(trainer: Trainer, phase: Phase, profile_steps: tuple[int, int] 
             stop_signal = _stop_signal(trainer, watch)
             is_due = time.monotonic() - saved_at >= trainer.keeping.every_s
             if is_over or is_due or stop_signal is not None or trainer.is_among_best:
+                if is_over or stop_signal is not None or trainer.workers.count == 1:  # where all workers look, or none
+                    watch.check_all()
                 save(trainer)
                 saved_at = time.monotonic()
             if stop_signal is not None:

@@ -1,6 +1,7 @@
 import dataclasses
 import json
 import math
+import signal
 
 import numpy as np
 import pytest
@@ -120,6 +121,30 @@ def test_a_run_that_is_killed_after_going_back_goes_on_with_the_lower_rates(draw
     assert steps_of(tmp_path / "run") == [4]  # the older of the two that were kept
     with pytest.raises(GateError, match="Lower optimizer.learning_rate, or look at these photos"):
         train.run(drawn_records, tmp_path / "run", **options(checkpoint_every_s=0))
+
+
+def test_the_last_step_before_a_stop_was_looked_at(drawn_records, tmp_path, monkeypatch):
+    trainers = []
+    original = train._train_phase
+
+    def noting(trainer, *rest):
+        trainers.append(trainer)
+        original(trainer, *rest)
+
+    def alter(result, batch, step):
+        if step != 3 or len(trainers) > 1:
+            return result
+        trainers[0].note_signal(signal.SIGTERM)
+        return not_finite(result)
+
+    monkeypatch.setattr(train, "_train_phase", noting)
+    altering_steps(monkeypatch, alter)
+    with pytest.raises(SystemExit):
+        train.run(drawn_records, tmp_path / "run", **options())
+    state = checkpoint.load_latest(tmp_path / "run")
+    assert state.meta["rate_factor"] == guards.RATE_FACTOR
+    assert state.meta["step"] < 3
+    assert json.loads((tmp_path / "run" / guards.NOT_FINITE_FILE).read_text())["step"] == 3
 
 
 def test_a_loss_scale_that_is_too_large_sends_nothing_back(drawn_records, tmp_path, monkeypatch):
