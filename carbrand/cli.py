@@ -410,10 +410,12 @@ def _train(options: argparse.Namespace) -> int:
     from carbrand.data import manifest
 
     manifest.load(options.data)  # a wrong folder is said before TensorFlow takes its seconds to load
-    if options.workers is not None and not options.dry_run:
+    if options.workers is not None:
         from carbrand.training import launcher
 
-        return launcher.run(_worker_command(options), options.workers)
+        if not options.dry_run:
+            return launcher.run(_worker_command(options), options.workers)
+        os.environ |= launcher.variables(options.workers)[0]
     _load_tensorflow()
     from carbrand import config
     from carbrand.training import doctor, train

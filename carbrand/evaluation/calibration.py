@@ -29,9 +29,9 @@ class Calibration:
     reliability: list[metrics.ReliabilityBin]
 
 
-def compute(labels: NDArray[np.integer], probabilities: NDArray[np.floating], temperature: float) -> Calibration:
-    """The calibration of `probabilities` [N, C] for `labels` [N] after scaling."""
-    scaled = scaling.scale(probabilities, temperature)
+def compute(labels: NDArray[np.integer], logits: NDArray[np.floating], temperature: float) -> Calibration:
+    """The calibration of `logits` [N, C] for `labels` [N] after scaling."""
+    scaled = scaling.probabilities(logits, temperature)
     values = metrics.confidence_numbers(labels, scaled, np.ones((len(labels), 1)))
     return Calibration(
         temperature=temperature,

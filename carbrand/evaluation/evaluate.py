@@ -14,6 +14,7 @@ from carbrand.errors import DataError, GateError
 from carbrand.evaluation import calibration, card, gate, heatmap, ledger, metrics, page, report, slices, trained
 from carbrand.evaluation.results import Evaluation, PhotoRow
 from carbrand.evaluation.trained import Trained
+from carbrand.training import temperature
 
 
 def run(
@@ -53,7 +54,8 @@ def run(
     trained.check_brands(dataset, data, model.brands, model.folder)
     with pipeline.data_errors():
         batches = model.predict(data, split, batch_size)
-        probabilities = np.concatenate(list(_with_progress(batches, len(reader), f"evaluate {split}")))
+        logits = np.concatenate(list(_with_progress(batches, len(reader), f"evaluate {split}")))
+    probabilities = temperature.probabilities(logits)
     photos = catalogue.of_shards(data, [shard.name for shard in dataset.splits[split].shards])
     groups, labels = [photo.group for photo in photos], reader.labels
     columns = slices.columns_of(photos)
@@ -64,7 +66,7 @@ def run(
     evaluation = Evaluation(
         facts={**facts, "evaluations of this split so far": looks},
         metrics=result,
-        calibration=calibration.compute(labels, probabilities, model.temperature),
+        calibration=calibration.compute(labels, logits, model.temperature),
         slices=slices.compute(columns, probabilities.argmax(axis=1) == labels, groups),
         comparison=None if before is None else _compare(before, str(baseline), dataset, photos, probabilities, columns),
     )

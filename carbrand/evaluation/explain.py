@@ -13,6 +13,7 @@ from carbrand.errors import ConfigError, DataError
 from carbrand.evaluation import heatmap, trained
 from carbrand.evaluation.trained import Trained
 from carbrand.training import temperature
+from carbrand.training.model import logits_model
 
 NUM_BRANDS = 3
 
@@ -47,12 +48,11 @@ def run(
     if unknown:
         raise ConfigError(f"--brand={unknown[0]}: the model knows {', '.join(model.brands)}.")
     network = model.make_model()
-    maps = heatmap.make(network)
+    to_logits, maps = logits_model(network), heatmap.make(network)
     sheet = ContactSheet(model.preprocess.height_width)
     for photo, content in zip(photos, encoded, strict=True):
         image = _image(str(photo), content, model)
-        probabilities = np.asarray(network(image[np.newaxis], training=False))
-        shares = temperature.scale(probabilities, model.temperature)[0]
+        shares = temperature.probabilities(to_logits(image[np.newaxis], training=False), model.temperature)[0]
         best = np.argsort(-shares, kind="stable")[:NUM_BRANDS].tolist()
         labels = [model.brands.index(brand) for brand in brands] or best
         heats = maps(np.repeat(image[np.newaxis], len(labels), axis=0), np.array(labels))

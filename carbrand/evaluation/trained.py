@@ -16,6 +16,7 @@ from carbrand.data.preprocess import Preprocess
 from carbrand.data.reader import RecordReader
 from carbrand.errors import ConfigError, DataError
 from carbrand.training import checkpoint, features, hardware, weights
+from carbrand.training.model import logits_model
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,9 +25,9 @@ class Trained:
 
     Attributes:
       folder: Of the run or the export.
-      predict: (records folder, split, batch size) -> batches of probabilities, in the order of the records.
+      predict: (records folder, split, batch size) -> batches of logits, in the order of the records.
       make_model: Builds the Keras model, images -> probabilities, in float32.
-      brands: The classes, in the order of the probabilities.
+      brands: The classes, in the order of the logits.
       preprocess: From the JPEG of a record to the model's input.
       resize_short_px: What photos are shrunk to before that, as in the dataset build; None: not at all.
       jpeg_quality: Of the photos that have to be encoded again for it.
@@ -96,7 +97,7 @@ def _of_run(run_dir: pathlib.Path, which: str) -> Trained:
             pad_last=True,
         )
         num_examples = manifest.load(data).splits[split].num_examples
-        return features.outputs(features.make_forward(model, strategy), dataset, num_examples, strategy)
+        return features.outputs(features.make_forward(logits_model(model), strategy), dataset, num_examples, strategy)
 
     return Trained(
         folder=run_dir,
@@ -122,7 +123,7 @@ def _of_export(model_dir: pathlib.Path) -> Trained:
         for start in range(0, len(reader), batch_size):
             numbers = range(start, min(start + batch_size, len(reader)))
             encoded = [bytes(records.parse_bytes(reader.read(number), "image/encoded")) for number in numbers]
-            yield tf.nn.softmax(signature(tf.constant(encoded))["logits"]).numpy()
+            yield signature(tf.constant(encoded))["logits"].numpy()
 
     config = {"model": description.model, "preprocess": description.preprocess}
 

@@ -19,6 +19,7 @@ from carbrand.exported import Exported, Format
 from carbrand.serving import lite
 from carbrand.serving.predictor import Failure, Predictor
 from carbrand.training import temperature
+from carbrand.training.model import logits_model
 
 MAX_PHOTOS = 200
 MAX_DIFFERENCE = {"saved_model": 1e-5, "float16": 1e-2}  # of a probability
@@ -68,8 +69,9 @@ def compare(
         for photo in given
     ]
     inputs = network_inputs(Preprocess(**description.preprocess), normalised)
-    rows = [model(inputs[start : start + _BATCH], training=False) for start in range(0, len(inputs), _BATCH)]
-    expected = temperature.scale(np.concatenate(rows), description.temperature)
+    to_logits = logits_model(model)
+    rows = [to_logits(inputs[start : start + _BATCH], training=False) for start in range(0, len(inputs), _BATCH)]
+    expected = temperature.probabilities(np.concatenate(rows), description.temperature)
     answers = {"saved_model": _of_saved_model(folder, given, normalised)}
     for name in formats:
         answers[name] = [lite.predict(folder / f"{name}.tflite", inputs)]

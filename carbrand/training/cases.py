@@ -10,6 +10,7 @@ from carbrand.data import manifest, pipeline
 from carbrand.training import memory
 from carbrand.training.machine import Machine
 from carbrand.training.settings import Phase, Settings, plan
+from carbrand.training.workers import Workers
 
 TIGHT = 0.8  # share of the memory that is there beyond which it may not be enough: needs are known only about
 _BUFFERED_BATCHES = 8  # that tf.data holds ready; a guess
@@ -18,13 +19,14 @@ _STATES_ON_DISK = 3  # two checkpoints are kept while the third is written
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """A training that may be started: settings × data × machine, and the folder of its run, if it is known."""
+    """A training that may be started: settings × data × machine × workers, and the folder of its run, if known."""
 
     data: pathlib.Path
     dataset: manifest.Manifest
     settings: Settings
     machine: Machine
     run_dir: pathlib.Path | None = None
+    workers: Workers = dataclasses.field(default_factory=Workers)
 
     @property
     def num_photos(self) -> int:
@@ -33,8 +35,13 @@ class Case:
 
     @property
     def replicas(self) -> int:
-        """Copies of the model."""
-        return self.machine.replicas(self.settings.hardware.replicas)
+        """Copies of the model, of all workers together."""
+        return self.workers.count * self.machine.replicas(self.settings.hardware.replicas)
+
+    @property
+    def replicas_here(self) -> int:
+        """Those that share this machine's memory."""
+        return self.replicas // self.workers.count * self.workers.count_here
 
     @property
     def batch_size(self) -> int:
@@ -129,6 +136,12 @@ def batches_bytes(case: Case) -> int:
     """About the host memory of the images: blocks in work, and batches that wait."""
     photo = 3 * max(height * width for height, width in case.image_sizes)
     return photo * (case.batch_size * _BUFFERED_BATCHES + case.threads * min(case.batch_size, pipeline.MAX_BLOCK))
+
+
+def host_bytes(case: Case) -> float:
+    """About this machine's memory that the training takes, but for windows to shuffle in."""
+    replicas = 0 if case.machine.gpu_bytes else case.replicas_here
+    return case.workers.count_here * batches_bytes(case) + replicas * replica_bytes(case)
 
 
 def disk_bytes(case: Case) -> int:

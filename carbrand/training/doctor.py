@@ -8,7 +8,19 @@ from typing import Any
 from carbrand import checks, files
 from carbrand.data import manifest
 from carbrand.errors import ConfigError
-from carbrand.training import advice, cases, draft, finders, findings, machine, measure, optimizer, preflight, train
+from carbrand.training import (
+    advice,
+    cases,
+    draft,
+    finders,
+    findings,
+    machine,
+    measure,
+    optimizer,
+    preflight,
+    train,
+    workers,
+)
 from carbrand.training.advice import Advice, Measured
 from carbrand.training.cases import Case
 from carbrand.training.findings import Finding
@@ -74,7 +86,7 @@ def run(
     dataset = manifest.load(data)
     drafted = draft.from_gin(train.run)
     place = None if run_dir is None else pathlib.Path(run_dir)
-    case = Case(pathlib.Path(data), dataset, drafted.settings, machine.look(), place)
+    case = Case(pathlib.Path(data), dataset, drafted.settings, machine.look(), place, workers.here())
     found = [findings.from_setting(error) for error in drafted.errors]
     found += preflight.check(case, drafted.unsound)
     facts = cases.facts(case)
@@ -82,6 +94,7 @@ def run(
     errors = sum(finding.severity == "error" for finding in found)
     diagnosis = Diagnosis(facts, found, os.getloadavg()[0])
     if not errors and not check_only:
+        case = dataclasses.replace(case, workers=workers.Workers())  # one alone can be measured
         work = {None: _measure, "rate": _find_rate, "batch": _find_batch}[find]
         diagnosis, text = work(case, diagnosis, seconds)
         print(f"\n{text}")
@@ -173,7 +186,7 @@ def _needs(case: Case, facts: dict[str, Any]) -> str:
             f"{_gb(replicas)} of each GPU's memory ({_gb(min(gpu_bytes, key=lambda b: b or 0))}), {_gb(inputs)} here"
         )
     else:
-        memory = f"{_gb(case.replicas * replicas + inputs)} of memory"
+        memory = f"{_gb(cases.host_bytes(case))} of memory"
     return f"needs about {memory} ({_gb(free)} free), and {_gb(facts['disk_bytes'])} of disk for the run"
 
 

@@ -71,13 +71,18 @@ def make_training_strategy(hardware: Hardware) -> tf.distribute.Strategy:
     here = workers.here()
     if here.count == 1:
         return make_strategy(hardware)
-    if hardware.replicas:
-        raise ConfigError(
-            f"hardware.replicas={hardware.replicas} with {here.count} workers: each takes all GPUs that it sees. "
-            "Set it to 0."
-        )
+    check_replicas(hardware, here)
     workers.rendezvous(here, hardware.wait_for_workers_s)
     return tf.distribute.MultiWorkerMirroredStrategy()
+
+
+def check_replicas(hardware: Hardware, among: Workers) -> None:
+    """Raises ConfigError where the replicas of several workers are chosen."""
+    if among.count > 1 and hardware.replicas:
+        raise ConfigError(
+            f"hardware.replicas={hardware.replicas} with {among.count} workers: each takes all GPUs that it sees. "
+            "Set it to 0."
+        )
 
 
 def workers_of(strategy: tf.distribute.Strategy) -> Workers:

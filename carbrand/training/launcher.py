@@ -35,24 +35,19 @@ def run(command: Sequence[str], count: int, *, grace_s: float = _GRACE_S) -> int
       The exit code, 0 or that of a training that was stopped after it saved.
 
     Raises:
-      ConfigError: TF_CONFIG is set already, or the GPUs cannot be shared evenly.
+      ConfigError: As `variables`.
       WorkerError: A worker failed, after all others have ended.
     """
-    checks.number("--workers", count, at_least=1, whole=True)
-    if os.environ.get(workers.TF_CONFIG):
-        raise ConfigError(f"--workers={count}: {workers.TF_CONFIG} is set, by which this is one of several. Unset one.")
-    gpus = _shares_of_gpus(count)
-    addresses = _free_addresses(count)
+    environments = variables(count)
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         errors = [pathlib.Path(folder) / f"{index}.log" for index in range(count)]
         processes = []
         for index in range(count):
-            environment = {**os.environ, workers.TF_CONFIG: workers.tf_config(addresses, index), **gpus[index]}
             stderr = None if index == 0 else stack.enter_context(errors[index].open("wb"))
             processes.append(
                 subprocess.Popen(
                     command,
-                    env=environment,
+                    env={**os.environ, **environments[index]},
                     stdin=subprocess.DEVNULL,
                     stdout=None if index == 0 else subprocess.DEVNULL,
                     stderr=stderr,
@@ -73,6 +68,20 @@ def run(command: Sequence[str], count: int, *, grace_s: float = _GRACE_S) -> int
             f"worker {failed}: {trial_process.reason(errors[failed], codes[failed])}; the others were ended. Give the "
             "same command again to go on from the last checkpoint."
         )
+
+
+def variables(count: int) -> list[dict[str, str]]:
+    """Of the environment, for each of `count` workers: its place, and the GPUs that it sees.
+
+    Raises:
+      ConfigError: TF_CONFIG is set already, or the GPUs cannot be shared evenly.
+    """
+    checks.number("--workers", count, at_least=1, whole=True)
+    if os.environ.get(workers.TF_CONFIG):
+        raise ConfigError(f"--workers={count}: {workers.TF_CONFIG} is set, by which this is one of several. Unset one.")
+    gpus = _shares_of_gpus(count)
+    addresses = _free_addresses(count)
+    return [{workers.TF_CONFIG: workers.tf_config(addresses, index), **gpus[index]} for index in range(count)]
 
 
 def _wait(processes: Sequence[subprocess.Popen[bytes]]) -> int | None:

@@ -15,6 +15,7 @@ from carbrand.errors import CarbrandError, CheckpointError, ConfigError
 from carbrand.training import cases, checkpoint, findings, preflight_data, trainer
 from carbrand.training.cases import Case
 from carbrand.training.findings import Finding
+from carbrand.training.hardware import check_replicas
 from carbrand.training.settings import Settings
 from carbrand.training.weights import IMAGENET_FILE
 
@@ -132,6 +133,10 @@ def _check_weights_folder(folder: pathlib.Path, variant: str) -> Iterator[Findin
 
 def _check_devices(case: Case) -> Iterator[Finding]:
     hardware, gpus = case.settings.hardware, len(case.machine.gpu_bytes)
+    try:
+        check_replicas(hardware, case.workers)
+    except ConfigError as error:
+        yield findings.error("hardware.replicas", str(error))
     if gpus and hardware.replicas > gpus:
         yield findings.error(
             "hardware.replicas",
@@ -184,19 +189,18 @@ def _check_shuffle(case: Case) -> Iterator[Finding]:
 
 
 def _check_memory(case: Case) -> Iterator[Finding]:
-    each, host = cases.replica_bytes(case), cases.batches_bytes(case)  # windows to shuffle in have their own check
+    each = cases.replica_bytes(case)
     gpus = case.machine.gpu_bytes[: case.replicas]
     for number, available in enumerate(gpus):
         yield from _compare(case, f"GPU {number}", each, available)
-    needed = host if gpus else host + case.replicas * each
-    yield from _compare(case, "the host", needed, case.machine.free_bytes)
+    yield from _compare(case, "the host", cases.host_bytes(case), case.machine.free_bytes)
 
 
 def _compare(case: Case, device: str, needed: float, available: int | None) -> Iterator[Finding]:
     if available is None or needed <= cases.TIGHT * available:
         return
     make = findings.error if needed > _TOO_MUCH * available else findings.warning
-    fitting = cases.fitting_batch(case, available if device.startswith("GPU") else available / case.replicas)
+    fitting = cases.fitting_batch(case, available if device.startswith("GPU") else available / case.replicas_here)
     fits = f"train.run.batch_size = {fitting}, " if fitting else ""
     yield make(
         device,

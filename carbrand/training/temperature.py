@@ -29,7 +29,6 @@ def fit(labels: ArrayLike, logits: ArrayLike) -> float:
     return float(1 / scipy.optimize.minimize_scalar(loss, bounds=(1 / high, 1 / low), method="bounded").x)
 
 
-def scale(probabilities: ArrayLike, temperature: float) -> NDArray[np.floating]:
-    """`probabilities` [N, C] as they would be with logits divided by `temperature`; float64."""
-    probabilities = np.maximum(np.asarray(probabilities, np.float64), np.finfo(np.float64).tiny)
-    return scipy.special.softmax(np.log(probabilities) / temperature, axis=1)
+def probabilities(logits: ArrayLike, temperature: float = 1.0) -> NDArray[np.floating]:
+    """Of `logits` [N, C] divided by `temperature`; float64."""
+    return scipy.special.softmax(np.asarray(logits, np.float64) / temperature, axis=1)

@@ -42,6 +42,12 @@ class Workers:
         return len(self.addresses) or 1
 
     @property
+    def count_here(self) -> int:
+        """How many share this machine's memory."""
+        hosts = [_split(address)[0] for address in self.addresses]
+        return hosts.count(hosts[self.index]) if hosts else 1
+
+    @property
     def is_chief(self) -> bool:
         """Whether this process writes the run's files."""
         return self.index == 0

@@ -14,7 +14,7 @@ def evaluate(labels, probabilities, brands=BRANDS, facts=FACTS, **options):
     return Evaluation(
         facts=facts,
         metrics=metrics.compute(labels, probabilities, brands),
-        calibration=calibration.compute(labels, probabilities, 2.0),
+        calibration=calibration.compute(labels, np.log(np.maximum(probabilities, 1e-300)), 2.0),
         slices=options.pop("slices", []),
         **options,
     )

@@ -17,6 +17,7 @@ from carbrand.training.model import ModelSpec
 from carbrand.training.optimizer import OptimizerSpec
 from carbrand.training.settings import Schedule, Settings
 from carbrand.training.weights import Weights
+from carbrand.training.workers import Workers
 
 CPU = Machine(cores=2, free_bytes=8 * 10**9)
 TWO_GPUS = Machine(cores=8, free_bytes=8 * 10**9, gpu_bytes=(10**10, 10**10))
@@ -133,6 +134,16 @@ def test_a_sound_training_has_no_finding(case):
 )  # fmt: skip
 def test_what_is_wrong_is_told(case, groups, expected):
     assert expected in only(changed(case, **groups))
+
+
+def test_workers_count_as_replicas(case):
+    workers = Workers(("a:1", "a:2", "b:3"), 0)
+    among = dataclasses.replace(case, workers=workers)
+    assert "train.run.batch_size=8 does not divide among 3 replicas. Use a multiple of 3" in only(among)
+    even = changed(among, schedule=schedule(batch_size=9))
+    assert messages(even) == []
+    assert cases.host_bytes(even) == 2 * (cases.batches_bytes(even) + cases.replica_bytes(even))
+    assert "hardware.replicas=2 with 3 workers" in messages(changed(even, hardware=Hardware(replicas=2)))[1]
 
 
 def test_imagenet_weights_of_the_other_variant(case, monkeypatch, tmp_path):

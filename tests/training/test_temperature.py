@@ -25,15 +25,10 @@ def test_at_the_optimum_confidence_in_the_true_brand_is_what_the_logits_expect()
     assert logits[np.arange(300), labels].mean() == pytest.approx((scaled * logits).sum(axis=1).mean(), abs=1e-3)
 
 
-def test_scaling_probabilities_is_scaling_logits():
-    _, logits = drawn(1.0, 50)
-    probabilities = scipy.special.softmax(logits, axis=1)
-    np.testing.assert_allclose(temperature.scale(probabilities, 2.5), scipy.special.softmax(logits / 2.5, axis=1))
-    np.testing.assert_array_equal(temperature.scale(probabilities, 2.5).argmax(1), logits.argmax(1))
-
-
-def test_a_probability_of_zero_stays_finite():
-    assert temperature.scale([[1.0, 0.0]], 2.0).tolist() == [[1.0, pytest.approx(0, abs=1e-100)]]
+def test_a_probability_that_float32_cannot_hold_is_scaled_rightly():
+    logits = np.array([[200.0, 0.0]], np.float32)
+    second = 1 / (1 + np.exp(200.0 / 20.0))
+    np.testing.assert_allclose(temperature.probabilities(logits, 20.0), [[1 - second, second]], rtol=1e-12)
 
 
 def test_photos_without_an_error_do_not_make_it_surer():
