@@ -71,7 +71,7 @@ def run(
         max_reject_fraction: of all files; when more cannot be used, the build fails.
         workers: processes on this machine; by default 1 for few photos, otherwise one per core.
         beam_args: options for Apache Beam, for example another runner.
-        overwrite: replace a complete dataset in `output_dir`.
+        overwrite: replace a complete dataset in `output_dir`, which is deleted first.
         cache_dir: keeps checked photos for later builds; by default they are deleted when the build is complete.
 
     Raises:
@@ -82,19 +82,21 @@ def run(
     """
     sizing = _sizing(num_shards, shard_mib, readers)
     checks.number("--max_reject_fraction", max_reject_fraction, at_least=0, at_most=1)
-    previous = finish_build.load_previous(append_to) if append_to else None
+    previous = finish_build.load_previous(append_to) if append_to is not None else None
     if previous and choices:
         own = build_output.Choices.of(previous.dataset).command
         raise errors.ConfigError(f"--append={append_to}: keeps its own choices ({own}). Leave them out.")
     output_path = pathlib.Path(output_dir).absolute()
     _check_folders(source, output_path, previous)
+    if cache_dir is not None:
+        checks.folder("--cache_dir", cache_dir)
     names = _names(aliases, brand_from, previous)
     remote.set_options(runners.make_options(1, workers=workers, beam_args=beam_args))  # listing needs them
     with build_output.locked(output_path), runners.disk_full_is_an_error(str(output_path)):
         listing = _list(source, output_path, names, columns or {}, paths_from, previous)
         settings = _settings(output_path, cache_dir, listing, names, choices, sizing, previous)
         if (output_path / manifest.FILE_NAME).exists() and not overwrite:
-            return finish_build.already_complete(settings, listing, previous)
+            return finish_build.already_complete(settings, listing, previous, max_reject_fraction)
         build_output.remove_old_output(settings)
         options = runners.make_options(settings.num_photos, workers=workers, beam_args=beam_args)
         with progress.shown(settings.progress_path, settings.num_photos):

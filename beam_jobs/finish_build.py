@@ -277,12 +277,13 @@ def _page(settings: build_output.Settings, previous: Previous | None, built: man
 
 
 def already_complete(
-    settings: build_output.Settings, listing: sources.Listing, previous: Previous | None
+    settings: build_output.Settings, listing: sources.Listing, previous: Previous | None, max_reject_fraction: float
 ) -> manifest.Manifest:
     """The dataset that an earlier build with the same arguments has completed.
 
     Raises:
         ConfigError: if the one that is there was built from other photos, or otherwise.
+        GateError: if more than `max_reject_fraction` of its files were rejected.
     """
     files.remove_tree(settings.work_dir)
     built = manifest.load(settings.output_dir)
@@ -292,6 +293,7 @@ def already_complete(
             f"--output={settings.output_dir}: already holds a complete dataset. Choose another folder, or add "
             "--overwrite."
         )
+    _check_rejects(settings, built.counts, max_reject_fraction)
     print(
         f"{settings.output_dir}: is complete already, by the names and brands of its photos; to build it again, add "
         "--overwrite."

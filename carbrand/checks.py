@@ -3,6 +3,7 @@
 import math
 import os
 import pathlib
+import stat
 from collections.abc import Sequence
 from typing import Any
 
@@ -44,6 +45,12 @@ def boolean(name: str, value: Any) -> None:
 
 
 def folder(name: str, path: str | os.PathLike[str]) -> None:
-    """Raises ConfigError if `path` is there and is no folder."""
-    if pathlib.Path(path).exists() and not pathlib.Path(path).is_dir():
+    """Raises ConfigError if `path` is there and is no folder, or cannot be one."""
+    try:
+        is_folder = stat.S_ISDIR(pathlib.Path(path).stat().st_mode)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise ConfigError(f"{name}={path}: {error.strerror}. Name a folder.") from error
+    if not is_folder:
         raise ConfigError(f"{name}={path}: is a file. Name a folder.")

@@ -61,6 +61,11 @@ def _run(options: argparse.Namespace) -> int:
         message = str(error).splitlines()[0]  # gin adds lines on where it called what
         print(f"{type(error).__name__}: {message}", file=sys.stderr)
         return error.exit_code
+    except OSError as error:
+        if error.filename is None:  # of no file that the user named
+            raise
+        print(f"{type(error).__name__}: {error.filename}: {error.strerror}. Look at this path.", file=sys.stderr)
+        return CarbrandError.exit_code
     except KeyboardInterrupt:
         print("Interrupted.", file=sys.stderr)
         return 130
@@ -170,7 +175,7 @@ def _add_build(stages: argparse._SubParsersAction) -> None:
     )
     where.add_argument("--output", required=True, metavar="DIR", help="folder for the records")
     where.add_argument("--append", default=None, metavar="RECORDS", help="add to these records, as a new version")
-    where.add_argument("--overwrite", action="store_true", help="replace records that are there already")
+    where.add_argument("--overwrite", action="store_true", help="delete records that are there already, and build anew")
     where.add_argument("--cache_dir", default=None, metavar="DIR", help="keep checked photos here, for the next build")
     names = stage.add_argument_group("how to read the source")
     names.add_argument(
@@ -217,8 +222,8 @@ def _add_build(stages: argparse._SubParsersAction) -> None:
 
 
 def _build(options: argparse.Namespace) -> int:
-    for name in ("input", "output"):
-        if not getattr(options, name):
+    for name in ("input", "output", "append"):
+        if getattr(options, name) == "":
             raise ConfigError(f"--{name} is empty. Name a place.")
     _need_beam("build")
     if options.input.startswith("tfds:"):

@@ -26,9 +26,16 @@ def parse(gin_files: Sequence[str] = (), bindings: Sequence[str] = ()) -> None:
     """
     gin.clear_config(clear_constants=True)
     for file in gin_files:
-        add(find_recipe(file).read_text(), file)
+        add(_read(find_recipe(file)), file)
     for binding in bindings:
         add(binding, f"--gin_param {binding!r}")
+
+
+def _read(path: pathlib.Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: is no text in UTF-8 ({error}). Save it as such.") from error
 
 
 def find_recipe(name: str) -> pathlib.Path:

@@ -35,9 +35,15 @@ def fingerprint(value: Any) -> str:
 def atomic_writer(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
     """Opens a temporary file beside `path` and renames it to `path` when the block ends without an error.
 
-    Two writers of the same `path` do not disturb each other: the last one to finish wins, whole.
+    Two writers of the same `path` do not disturb each other: the last one to finish wins, whole. What a link leads to
+    is replaced, not the link; a device or a pipe is written to as it is.
     """
     path = pathlib.Path(path)
+    if path.exists() and not path.is_file():
+        with path.open("wb") as file:  # of a folder: says that it is one
+            yield file
+        return
+    path = path.resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
     try:
@@ -107,6 +113,17 @@ def read_jsonl(path: str | os.PathLike[str]) -> Iterator[Any]:
     """The rows that `write_jsonl` wrote, one by one."""
     with pathlib.Path(path).open("rb") as file:
         yield from map(json.loads, file)
+
+
+def read_log(path: str | os.PathLike[str]) -> Iterator[Any]:
+    """The rows of a file that grows line by line, if it is there; what a killed process left of a line is left out."""
+    path = pathlib.Path(path)
+    for line in path.read_bytes().splitlines() if path.exists() else ():
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue
+        yield row
 
 
 def remove_tree(folder: str | os.PathLike[str]) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
@@ -214,6 +215,44 @@ def test_several_runs_are_compared(tiny_run, drawn_records, tmp_path, capsys):
 def test_module_and_command_are_one():
     for command in ([sys.executable, "-m", "carbrand"], [str(pathlib.Path(sys.executable).parent / "carbrand")]):
         assert subprocess.run([*command, "--version"], capture_output=True, text=True).stdout.startswith("carbrand 0.")
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ("build --input PHOTOS --output FILE/new", "--output=FILE/new: Not a directory. Name a folder."),
+        ("build --input PHOTOS --output NEW --cache_dir FILE", "--cache_dir=FILE: is a file. Name a folder."),
+        ("build --input LONG --output NEW", "LONG: File name too long. Look at this path."),
+        ("verify LONG", "LONG: File name too long. Look at this path."),
+        ("train --data RECORDS --run FILE/new", "--run=FILE/new: Not a directory. Name a folder."),
+        ("train --data RECORDS --run LONG", "--run=LONG: File name too long. Name a folder."),
+        ("train --data RECORDS --run NEW --gin_file FILE", "FILE: is no text in UTF-8 ("),
+        ("doctor --data RECORDS --output FILE", "--output=FILE: is a file. Name a folder."),
+        ("evaluate --run RUN --data RECORDS --output FILE", "--output=FILE: is a file. Name a folder."),
+        ("predict --model MODEL PHOTO --format csv --output FOLDER", "FOLDER: Is a directory. Look at this path."),
+    ],
+)
+def test_a_path_that_cannot_be_is_one_line(
+    command, message, drawn_photos, drawn_records, tiny_run, tiny_model, tmp_path, capsys
+):
+    (tmp_path / "file").write_bytes(b"\xff")
+    places = {
+        "PHOTOS": drawn_photos,
+        "PHOTO": drawn_photos / "arvena" / "0001.jpg",
+        "RECORDS": drawn_records,
+        "RUN": tiny_run,
+        "MODEL": tiny_model,
+        "FILE": tmp_path / "file",
+        "FOLDER": tmp_path,
+        "LONG": tmp_path / ("x" * 300),
+        "NEW": tmp_path / "new",
+    }
+
+    def placed(text):
+        return re.sub("|".join(rf"\b{name}\b" for name in places), lambda name: str(places[name[0]]), text)
+
+    assert carbrand(*map(placed, command.split())) == 2
+    assert placed(message) in one_line(capsys)
 
 
 def test_dry_run_checks_and_writes_nothing(drawn_records, tmp_path, capsys):

@@ -1,4 +1,5 @@
 import json
+import os
 import stat
 
 import pytest
@@ -26,6 +27,24 @@ def test_written_files_have_the_usual_rights(tmp_path):
     assert stat.S_IMODE((tmp_path / "ours").stat().st_mode) == stat.S_IMODE((tmp_path / "theirs").stat().st_mode)
 
 
+def test_a_link_stays_a_link(tmp_path):
+    (tmp_path / "target").write_text("old")
+    (tmp_path / "link").symlink_to("target")
+    files.write_text(tmp_path / "link", "new")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "target").read_text() == "new"
+
+
+def test_a_pipe_is_written_to(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    files.write_text(tmp_path / "pipe", "there")
+    assert os.read(reader, 9) == b"there"
+    os.close(reader)
+    with pytest.raises(IsADirectoryError, match=str(tmp_path)):
+        files.write_text(tmp_path, "")
+
+
 def test_folders_are_made(tmp_path):
     files.write_json(tmp_path / "a" / "b.json", {"é": [1]})
     assert json.loads((tmp_path / "a" / "b.json").read_text()) == {"é": [1]}
@@ -34,6 +53,12 @@ def test_folders_are_made(tmp_path):
 def test_jsonl_has_one_row_a_line(tmp_path):
     files.write_jsonl(tmp_path / "rows.jsonl", [{"a": 1}, {"a": "ü"}])
     assert (tmp_path / "rows.jsonl").read_text() == '{"a": 1}\n{"a": "ü"}\n'
+
+
+def test_half_a_line_of_a_log_is_left_out(tmp_path):
+    assert list(files.read_log(tmp_path / "log.jsonl")) == []
+    (tmp_path / "log.jsonl").write_bytes(b'{"step": 1}\n{"step": 2, "brand": "\xc3\n{"step": 3}\n{"st')
+    assert list(files.read_log(tmp_path / "log.jsonl")) == [{"step": 1}, {"step": 3}]
 
 
 def test_sha256_of_nothing():

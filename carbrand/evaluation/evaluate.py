@@ -8,6 +8,7 @@ import numpy as np
 import tensorflow as tf
 import tqdm
 
+from carbrand import checks
 from carbrand.data import catalogue, manifest, overlay, pipeline, records
 from carbrand.data.reader import RecordReader
 from carbrand.errors import DataError, GateError
@@ -47,6 +48,8 @@ def run(
       DataError: The split is empty, or `data` has other brands than the model, or `baseline` other photos.
       GateError: The model is worse than `baseline`, by macro F1 or on a part of the photos; the report is written.
     """
+    if output is not None:
+        checks.folder("--output", output)
     dataset = manifest.load(data)
     reader = RecordReader(data, split)
     before = None if baseline is None else report.load_predictions(baseline)

@@ -8,6 +8,7 @@ import os
 import pathlib
 from typing import Any
 
+from carbrand import files
 from carbrand.data import manifest
 
 log = logging.getLogger(__name__)
@@ -29,11 +30,13 @@ def add(data: str | os.PathLike[str], split: str, records: str, entry: dict[str,
     time = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     row = {"time": time, "split": split, "records": records, **entry}
     try:
-        with path.open("a+", encoding="utf-8") as file:
+        with path.open("a+b") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
             file.seek(0)
-            rows = [json.loads(line) for line in file]
+            end_of_half = b"" if file.read()[-1:] in (b"", b"\n") else b"\n"
+            file.write(end_of_half + json.dumps(row, ensure_ascii=False).encode() + b"\n")
+            file.flush()
+            rows = list(files.read_log(path))
     except OSError as error:
         log.warning("%s: cannot be written (%s), so nobody will know that %s was evaluated.", path, error, split)
         return None

@@ -92,7 +92,7 @@ def render(
         pairs=predictions.pairs(),
         errors=predictions.errors(),
         num_errors=int((probabilities.argmax(axis=1) != labels).sum()),
-        curves=_svg(_curves(_logged(run / _METRICS))),
+        curves=_svg(_curves(list(files.read_log(run / _METRICS)))),
         reliability=_svg(_reliability(evaluation)),
         config=config.read_text(encoding="utf-8") if config.is_file() else "",
     )
@@ -160,10 +160,6 @@ def _matrix(evaluation: Evaluation) -> dict[str, Any]:
         "counts": counts[np.ix_(kept, kept)].tolist(),
         "is_part": len(kept) < len(rows),
     }
-
-
-def _logged(path: pathlib.Path) -> list[dict[str, Any]]:
-    return list(files.read_jsonl(path)) if path.is_file() else []
 
 
 def _curves(rows: Sequence[dict[str, Any]]) -> Figure | None:

@@ -81,6 +81,8 @@ def run(
       DataError: `data` is no complete records folder.
     """
     checks.number("--seconds", seconds, above=0)
+    if output is not None:
+        checks.folder("--output", output)
     if find is not None:
         checks.choice("--find", find, FIND)
     dataset = manifest.load(data)

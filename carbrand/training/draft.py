@@ -9,7 +9,7 @@ from typing import Any
 import gin
 
 from carbrand.errors import ConfigError
-from carbrand.training.settings import Schedule, Settings
+from carbrand.training.settings import Schedule, Settings, check_kind
 from carbrand.training.weights import Weights
 
 
@@ -40,10 +40,14 @@ def from_gin(run: Callable[..., Any]) -> Draft:
         if kind is Schedule:
             values = {knob: given.get(knob, defaults[knob]) for knob in schedule_names}
             groups[name], wrong[name] = make(kind, values, {knob: defaults[knob] for knob in schedule_names})
-        elif given.get(name) is not None:  # train.run.model = @model()
-            groups[name], wrong[name] = given[name], []
-        else:
-            groups[name], wrong[name] = make(kind, {}, {f.name: f.default for f in dataclasses.fields(kind)})
+            continue
+        groups[name], wrong[name] = make(kind, {}, {f.name: f.default for f in dataclasses.fields(kind)})
+        if given.get(name) is not None:  # train.run.model = @model()
+            try:
+                check_kind(field, given[name])
+                groups[name], wrong[name] = given[name], []
+            except ConfigError as error:
+                wrong[name].append(_first_line(error))
     unsound = frozenset(name for name, errors in wrong.items() if errors)
     settings, mismatch = _assemble(groups)
     errors = [error for errors in wrong.values() for error in errors]

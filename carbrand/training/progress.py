@@ -45,7 +45,7 @@ class Progress:
     ) -> None:
         """Drops all rows beyond `start_step`, left by an interrupted run: they will come again."""
         self._totals, self._batch_size, self._replicas = totals, batch_size, replicas
-        rows = _rows_until(run / METRICS, start_step)
+        rows = [row for row in files.read_log(run / METRICS) if row["step"] <= start_step]
         files.write_text(run / METRICS, "".join(json.dumps(row) + "\n" for row in rows))
         files.write_text(run / TABLE, "")
         _drop_events_after(run / BOARD, start_step)
@@ -201,18 +201,6 @@ class Profile:
         if self._is_running:
             tf.profiler.experimental.stop()
             self._is_running = False
-
-
-def _rows_until(path: pathlib.Path, step: int) -> list[dict[str, Any]]:
-    rows = []
-    for line in path.read_text().splitlines() if path.exists() else ():
-        try:
-            row = json.loads(line)
-        except ValueError:  # half a line, from a run that was killed
-            continue
-        if row["step"] <= step:
-            rows.append(row)
-    return rows
 
 
 def _drop_events_after(folder: pathlib.Path, step: int) -> None:

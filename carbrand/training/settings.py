@@ -56,6 +56,8 @@ def _check_image_sizes(sizes: Any) -> None:
     if not _are_pairs(sizes):
         raise wrong
     epochs = [epoch for epoch, _ in sizes]
+    for epoch in epochs:
+        checks.number("train.run.image_sizes", epoch, at_least=0)
     if epochs and (epochs[0] != 0 or epochs != sorted(set(epochs))):
         raise wrong
     for _, size_px in sizes:
@@ -96,6 +98,8 @@ class Settings:
     loss: Loss = dataclasses.field(default_factory=Loss)
 
     def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            check_kind(field, getattr(self, field.name))
         freezes = self.model.freeze_until != "none" or self.schedule.head_epochs > 0
         if freezes and self.weights.path is None:
             raise ConfigError(
@@ -139,6 +143,16 @@ class Settings:
         groups = {field.name: dataclasses.asdict(getattr(self, field.name)) for field in dataclasses.fields(self)}
         groups["train.run"] = groups.pop("schedule")
         return groups
+
+
+def check_kind(field: dataclasses.Field, value: Any) -> None:
+    """Raises ConfigError unless `value` is of the class that `field` of `Settings` has."""
+    assert isinstance(field.type, type)
+    if not isinstance(value, field.type):
+        raise ConfigError(
+            f"train.run.{field.name}={value!r}: is no {field.type.__name__}. Leave it out, and bind {field.name}'s own "
+            f"values, for example {field.name}.{dataclasses.fields(field.type)[0].name}."
+        )
 
 
 def by_gin_name(groups: dict[str, dict[str, Any]]) -> dict[str, Any]:

@@ -6,7 +6,6 @@ A folder has one such process at a time, also after the one that started it was 
 import contextlib
 import dataclasses
 import fcntl
-import json
 import os
 import pathlib
 import re
@@ -16,6 +15,8 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import IO, Any
+
+from carbrand import files
 
 OUTPUT = "output.log"
 POLL_S = 0.25
@@ -86,15 +87,8 @@ def run(
 
 
 def validations(folder: pathlib.Path) -> list[dict[str, Any]]:
-    """The validation rows of `metrics.jsonl`, in order; half a line at its end is left out."""
-    path = folder / _METRICS
-    lines = path.read_text().splitlines() if path.exists() else []
-    rows = []
-    for line in lines:
-        if '"validation"' in line:
-            with contextlib.suppress(ValueError):
-                rows.append(json.loads(line))
-    return [row for row in rows if row["split"] == "validation"]
+    """The validation rows of `metrics.jsonl`, in order."""
+    return [row for row in files.read_log(folder / _METRICS) if row["split"] == "validation"]
 
 
 def reason(output: pathlib.Path, exit_code: int) -> str:

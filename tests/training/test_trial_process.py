@@ -38,11 +38,6 @@ def test_a_verdict_stops_the_process(tmp_path):
     assert ended == trial_process.Ended(-signal.SIGTERM, was_stopped=True)
 
 
-def test_half_a_line_is_left_out(tmp_path):
-    (tmp_path / "metrics.jsonl").write_text('{"split": "validation", "step": 1}\n{"split": "validation", "st')
-    assert trial_process.validations(tmp_path) == [{"split": "validation", "step": 1}]
-
-
 def test_a_folder_has_one_process_at_a_time(tmp_path):
     first = threading.Thread(target=run, args=(tmp_path, "import time; time.sleep(30)"))
     first.start()
