@@ -201,11 +201,10 @@ def _sizing(num_shards: int | None, shard_mib: int, readers: int) -> sharded_wri
 def _check_folders(
     source: str | os.PathLike[str], output_path: pathlib.Path, previous: finish_build.Previous | None
 ) -> None:
-    source_path = pathlib.Path(source).resolve()
-    if source_path.is_dir() and output_path.resolve().is_relative_to(source_path):
+    if _is_input(source, output_path):
         raise errors.ConfigError(
-            f"--output={output_path}: lies in the input folder {source_path}, where the next build would take it for "
-            "photos. Choose a folder outside."
+            f"--output={output_path}: lies in the input {source}, where the next build would take it for photos. "
+            "Choose a folder outside."
         )
     checks.folder("--output", output_path)
     if not build_output.is_ours(output_path):
@@ -216,6 +215,16 @@ def _check_folders(
         raise errors.ConfigError(
             f"--output={output_path}: is the dataset that is appended to, which stays as it is. Choose a new folder."
         )
+
+
+def _is_input(source: str | os.PathLike[str], output_path: pathlib.Path) -> bool:
+    """Whether a folder or a pattern of photos takes in what is written to `output_path`."""
+    output_path, path = output_path.resolve(), pathlib.Path(source)
+    if path.exists() or not paths.has_wildcard(os.fspath(source)):
+        return path.is_dir() and output_path.is_relative_to(path.resolve())
+    pattern = paths.parse_pattern(os.fspath(path.absolute()))
+    root = pathlib.Path(pattern.root).resolve()
+    return output_path.is_relative_to(root) and pattern.fits((output_path / manifest.PAGE).relative_to(root).as_posix())
 
 
 def _names(

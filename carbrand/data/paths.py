@@ -68,10 +68,9 @@ def joined(folder: str, path: str, where: str) -> str:
     if is_remote(path):
         return path
     scheme, colon, base = folder.rpartition("://") if is_remote(folder) else ("", "", folder)
-    absolute = posixpath.normpath(posixpath.join(base, posixpath.expanduser(path)))
-    if path.startswith(("/", "~")):
-        return absolute.replace("//", "/")
-    return scheme + colon + absolute
+    path = posixpath.expanduser(path)
+    absolute = posixpath.normpath(posixpath.join(base, path))
+    return absolute.replace("//", "/") if path.startswith("/") else scheme + colon + absolute
 
 
 def shown(path: str) -> str:

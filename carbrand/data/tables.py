@@ -80,13 +80,18 @@ def _read_parquet(uri: str, file: BinaryIO) -> Iterator[Row]:
     except ImportError as error:
         raise errors.ConfigError(f"{uri}: reading Parquet needs a package. Run: pip install pyarrow") from error
     try:
-        batches = parquet.ParquetFile(file).iter_batches(_PARQUET_ROWS_PER_BATCH)
-        rows = (row for batch in batches for row in batch.to_pylist())
+        table = parquet.ParquetFile(file)
+        _check_names(uri, table.schema_arrow.names)
+        rows = (row for batch in table.iter_batches(_PARQUET_ROWS_PER_BATCH) for row in batch.to_pylist())
         for number, row in enumerate(rows, start=1):
             yield Row(f"{uri}: row {number}", {name: text(row[name]) for name in row if _is_named(name)})
     except (pyarrow.ArrowException, OSError) as error:
         raise errors.DataError(
             f"{uri}: not a Parquet file, or damaged ({_first_line(error)}). Write it again."
+        ) from error
+    except (ValueError, OverflowError, KeyError) as error:  # a time or a text that Python cannot hold
+        raise errors.DataError(
+            f"{uri}: holds a value that cannot be read ({_first_line(error)}). Write its column as text."
         ) from error
 
 
@@ -117,10 +122,14 @@ def _header(uri: str, cells: list[str]) -> list[str]:
     names = [cell.strip() for cell in cells]
     if not any(names):
         raise errors.DataError(f"{uri}: no header. Begin it with a line of column names, such as path,brand.")
+    _check_names(uri, names)
+    return names
+
+
+def _check_names(uri: str, names: list[str]) -> None:
     twice = sorted({name for name in names if name and names.count(name) > 1})
     if twice:
         raise errors.DataError(f"{uri}: two columns are named {twice[0]!r}. Rename one.")
-    return names
 
 
 def _by_column(where: str, header: list[str], cells: list[str]) -> dict[str, str]:

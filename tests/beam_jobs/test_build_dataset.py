@@ -163,6 +163,13 @@ def test_a_build_that_is_complete_already_is_left_as_it_is(source, tmp_path, cap
     assert "is complete already" in capsys.readouterr().out
 
 
+def test_a_build_that_is_complete_already_passes_the_gate_of_today(source, tmp_path):
+    next(source.iterdir()).joinpath("empty.jpg").touch()
+    build_dataset.run(source, tmp_path / "out")
+    with pytest.raises(errors.GateError, match="1 of 37 files are rejected .*--max_reject_fraction=0;"):
+        build_dataset.run(source, tmp_path / "out", max_reject_fraction=0)
+
+
 def test_photos_of_another_folder_are_another_dataset(source, tmp_path):
     build_dataset.run(source, tmp_path / "out")
     source.rename(tmp_path / "other")
@@ -372,9 +379,15 @@ def test_choices_that_cannot_work_raise(arguments, message):
         Choices(**arguments)
 
 
-def test_an_output_in_the_input_raises(source):
-    with pytest.raises(errors.ConfigError, match="lies in the input folder"):
-        build_dataset.run(source, source / "records")
+@pytest.mark.parametrize("pattern", ["", "**", "*/*", "rec*/*.html"])
+def test_an_output_in_the_input_raises(source, pattern):
+    with pytest.raises(errors.ConfigError, match="records: lies in the input .*Choose a folder outside"):
+        build_dataset.run(source / pattern, source / "records")
+
+
+def test_an_output_that_a_pattern_does_not_take_in_is_none_in_the_input(source):
+    assert not build_dataset._is_input(source / "*" / "*.jpg", source / "records")
+    assert not build_dataset._is_input(source / "**", source.parent / "records")
 
 
 def test_a_file_as_output_raises(source, tmp_path):

@@ -53,6 +53,7 @@ def test_a_pattern_tells_which_folders_may_hold_what_fits():
         ("/data", "s3://b/1.jpg", "s3://b/1.jpg"),
         ("gs://b/x", "../y/1.jpg", "gs://b/y/1.jpg"),
         ("gs://b/x", "/y/1.jpg", "/y/1.jpg"),
+        ("gs://b/x", "~1.jpg", "gs://b/x/~1.jpg"),
         ("hdfs:///x", "1.jpg", "hdfs:///x/1.jpg"),
     ],
 )

@@ -94,6 +94,14 @@ def test_a_source_without_photos_raises(tmp_path, source):
         read(f"{tmp_path}/{source}")
 
 
+def test_a_link_that_leads_back_is_no_brand(tmp_path, caplog):
+    touch(tmp_path / "photos", "a/1.jpg")
+    (tmp_path / "photos/all").symlink_to(tmp_path / "photos")
+    (tmp_path / "photos/up").symlink_to(tmp_path)
+    assert [photo.brand for photo in read(tmp_path / "photos")] == ["a"]
+    assert "left out 2 links that lead back" in caplog.text
+
+
 def test_an_empty_brand_folder_raises(tmp_path):
     touch(tmp_path, "a/1.jpg", "b/1.jpg")
     (tmp_path / "B").mkdir()  # the same brand as b
@@ -231,6 +239,22 @@ def test_a_manifest_that_cannot_be_used_raises(tmp_path, name, content, message)
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(errors.DataError, match=message):
         read(path)
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ([("brand", ["a"]), ("brand", ["b"])], "two columns are named 'brand'"),
+        ([("taken", pyarrow.array([2**31 - 1], "int32").view("date32"))], "value that cannot be read"),
+        ([("taken", pyarrow.array([0], pyarrow.timestamp("us", "Nowhere/Zone")))], "'Nowhere/Zone'.* as text"),
+        ([("note", pyarrow.array([b"\xe9"]).view(pyarrow.utf8()))], "value that cannot be read"),
+    ],
+)
+def test_parquet_that_python_cannot_hold_raises(tmp_path, columns, message):
+    names, values = zip(("path", ["1.jpg"]), *columns, strict=True)
+    parquet.write_table(pyarrow.table(list(map(pyarrow.array, values)), names=names), tmp_path / "c.parquet")
+    with pytest.raises(errors.DataError, match=rf"c\.parquet: .*{message}"):
+        read(tmp_path / "c.parquet")
 
 
 def test_a_manifest_that_is_not_there_raises(tmp_path):
