@@ -118,6 +118,22 @@ def load(folder: str | os.PathLike[str]) -> Exported:
     return Exported(**{**content, **lists, "formats": tuple(Format(**row) for row in content["formats"])})
 
 
+def load_graph(folder: str | os.PathLike[str]) -> Any:
+    """The SavedModel of the version that `find` finds.
+
+    Raises:
+      DataError: It is damaged.
+    """
+    import tensorflow as tf  # here and not at the top: it takes seconds
+
+    path = find(folder)
+    try:
+        return tf.saved_model.load(str(path))
+    except (OSError, tf.errors.OpError) as error:
+        reason = str(error).splitlines()[0]
+        raise DataError(f"{path}: the graph cannot be loaded ({reason}). Export the run again.") from error
+
+
 def write(version_folder: str | os.PathLike[str], exported: Exported) -> None:
     """Writes the manifest of a version."""
     files.write_json(pathlib.Path(version_folder) / MANIFEST, dataclasses.asdict(exported))

@@ -115,7 +115,7 @@ def _of_run(run_dir: pathlib.Path, which: str) -> Trained:
 
 def _of_export(model_dir: pathlib.Path) -> Trained:
     description = exported.load(model_dir)
-    signature = tf.saved_model.load(str(exported.find(model_dir))).signatures["serving_default"]
+    signature = exported.load_graph(model_dir).signatures["serving_default"]
     preprocess = Preprocess(**description.preprocess)
 
     def predict(data: Any, split: str, batch_size: int) -> Iterator[np.ndarray]:

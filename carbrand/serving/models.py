@@ -20,6 +20,7 @@ from carbrand.serving.predictor import Failure, Prediction, Predictor
 log = logging.getLogger(__name__)
 
 Result = tuple[NormalisedImage | Failure, Prediction | Failure]
+_Files = tuple[tuple[str, int, int], ...]  # path, size and time of change of each
 
 
 class Served:
@@ -79,7 +80,8 @@ class Models:
         self._max_delay_s = max_delay_s
         self._watch = watch
         self._served: Served | None = None
-        self._failed_version: int | None = None
+        self._looked_at: _Files | None = None
+        self._failed: _Files | None = None
         self._retiring: set[asyncio.Task[None]] = set()
         self._decoding = concurrent.futures.ThreadPoolExecutor(os.cpu_count(), "decode")
         self.admission = Admission(max_waiting)
@@ -104,16 +106,22 @@ class Models:
             task.add_done_callback(self._retiring.discard)
 
     async def reload_if_newer(self) -> None:
-        """Loads a newer version if there is one; one that cannot be loaded is logged, once, and the old one stays."""
+        """Loads a newer version if there is one whose files did not change since the last call: it may be copied now.
+
+        One that cannot be loaded is logged, and the old one stays until these files change.
+        """
         found = exported.versions(self._folder)
         newest = found[-1] if found else None
         current = self._served.predictor.version if self._served else None
-        if newest is None or current is None or newest <= current or newest == self._failed_version:
+        if newest is None or current is None or newest <= current:
+            return
+        before, self._looked_at = self._looked_at, await asyncio.to_thread(_files_in, self._folder / str(newest))
+        if self._looked_at is None or self._looked_at != before or self._looked_at == self._failed:
             return
         try:
             await self.load()
         except Exception as error:  # whatever is wrong with it, the one that works goes on
-            self._failed_version = newest
+            self._failed = self._looked_at
             expected = isinstance(error, CarbrandError)
             log.error("version %d cannot be loaded, %d stays: %s", newest, current, error, exc_info=not expected)
 
@@ -157,3 +165,12 @@ class Models:
             return results
 
         return Served(predictor, Batcher(compute, max_batch=self._max_batch, max_delay_s=self._max_delay_s))
+
+
+def _files_in(folder: pathlib.Path) -> _Files | None:
+    """What lies in `folder`; None if that changes right now."""
+    try:
+        found = [(path, path.stat()) for path in sorted(folder.rglob("*"))]
+    except FileNotFoundError:
+        return None
+    return tuple((str(path), status.st_size, status.st_mtime_ns) for path, status in found)

@@ -65,7 +65,7 @@ class Predictor:
         """
         self.folder = exported.find(model_dir)
         self.description = exported.load(self.folder)
-        self._module = tf.saved_model.load(str(self.folder))  # keeps the signatures' variables alive
+        self._module = exported.load_graph(self.folder)  # keeps the signatures' variables alive
         self._max_pixels = max_pixels
         self._threads = concurrent.futures.ThreadPoolExecutor(os.cpu_count(), "decode")
 

@@ -91,7 +91,6 @@ def run(
 
     @contextlib.asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
-        await models.load()
         watching = asyncio.create_task(_watch(models, poll_s)) if poll_s else None
         yield
         if watching:
@@ -117,18 +116,20 @@ def run(
         server_header=False,
         timeout_keep_alive=_KEEP_ALIVE_S,
     )
-    _Server(config, app, drain_s).run(sockets=[listening])
+    _Server(config, app, models, drain_s).run(sockets=[listening])
 
 
 class _Server(uvicorn.Server):
     """Ends in three steps: says that it is not ready, stops to listen, answers what it has accepted."""
 
-    def __init__(self, config: uvicorn.Config, app: application.App, drain_s: float) -> None:
+    def __init__(self, config: uvicorn.Config, app: application.App, models: Models, drain_s: float) -> None:
         super().__init__(config)
         self._app = app
+        self._models = models
         self._drain_s = drain_s
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await self._models.load()
         await super().startup(sockets)
         if not self.should_exit:
             for listening in sockets or []:

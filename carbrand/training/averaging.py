@@ -65,4 +65,4 @@ class WeightAverage:
 
 
 def _blend(average: tf.Variable, value: tf.Tensor, keep: tf.Tensor) -> None:
-    average.assign(keep * average + (1 - keep) * value)
+    average.assign_sub((1 - keep) * (average - value))  # so that an average of equal values is that value

@@ -21,7 +21,7 @@ import requests
 from running_server import serving
 
 from carbrand import exported
-from carbrand.errors import ConfigError
+from carbrand.errors import ConfigError, DataError
 from carbrand.serving import serve
 from carbrand.serving.predictor import Predictor
 
@@ -443,6 +443,13 @@ def test_too_many_requests_are_told_to_come_back(tiny_model, photos):
     full = next(answer for answer in answers if answer.status_code == 503)
     assert full.headers["retry-after"] == "1"
     assert full.json() == {"error": "too many photos are waiting"}
+
+
+def test_a_damaged_graph_is_told_before_the_start(tiny_model, tmp_path):
+    shutil.copytree(tiny_model, tmp_path / "model")
+    (exported.find(tmp_path / "model") / "saved_model.pb").write_bytes(b"damaged")
+    with pytest.raises(DataError, match=r"the graph cannot be loaded \(.*\)\. Export the run again"):
+        serve.run(tmp_path / "model", port=0)
 
 
 def test_a_port_that_is_taken_raises(tiny_model):

@@ -17,6 +17,14 @@ def test_average_of_three_weights_by_hand():
     np.testing.assert_allclose(average.arrays()["w"], [0.15 * (0.1 * 1 + 0.9 * 2) + 0.85 * 4], rtol=1e-6)
 
 
+def test_weights_that_stay_are_their_own_average():
+    values = np.random.default_rng(0).normal(size=1000).astype(np.float32)
+    average = WeightAverage(0.999, [keras.Variable(values)])
+    for _ in range(50):
+        average.update()
+    np.testing.assert_array_equal(next(iter(average.arrays().values())), values)
+
+
 @pytest.mark.parametrize("replicas", [1, 2])
 def test_every_applied_step_is_averaged(replicas):
     run = Run(replicas, ema_decay=0.9, spec=OptimizerSpec())
