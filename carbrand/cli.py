@@ -1,6 +1,7 @@
 """The command line: one subcommand per stage. A stage is imported only inside its handler, so that help is instant."""
 
 import argparse
+import io
 import logging
 import os
 import pathlib
@@ -33,6 +34,8 @@ Bad input exits with 2, a failed gate with 3."""
 
 def main() -> None:
     """Entry point of the `carbrand` command."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # as stderr: names need not fit into the terminal's encoding
     app.run(_run, flags_parser=_parse)
 
 

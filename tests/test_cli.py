@@ -1,6 +1,7 @@
 """The command as a user types it: one line and the exit code for each thing that can be wrong."""
 
 import json
+import os
 import pathlib
 import re
 import shutil
@@ -253,6 +254,14 @@ def test_a_path_that_cannot_be_is_one_line(
 
     assert carbrand(*map(placed, command.split())) == 2
     assert placed(message) in one_line(capsys)
+
+
+def test_names_that_the_terminal_cannot_show_are_escaped(tiny_model, drawn_photos, tmp_path):
+    shutil.copy(drawn_photos / "arvena" / "0001.jpg", tmp_path / "é.jpg")
+    command = [sys.executable, "-m", "carbrand", "predict", "--model", tiny_model, tmp_path / "é.jpg"]
+    done = subprocess.run(command, env={**os.environ, "PYTHONIOENCODING": "ascii"}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert r"\xe9.jpg" in done.stdout
 
 
 def test_dry_run_checks_and_writes_nothing(drawn_records, tmp_path, capsys):
