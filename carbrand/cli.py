@@ -5,6 +5,7 @@ import io
 import logging
 import os
 import pathlib
+import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -421,9 +422,11 @@ def _train(options: argparse.Namespace) -> int:
     if options.workers is not None:
         from carbrand.training import launcher
 
+        command = _worker_command(options)
         if not options.dry_run:
-            return launcher.run(_worker_command(options), options.workers)
-        os.environ |= launcher.variables(options.workers)[0]
+            return launcher.run(command, options.workers)
+        environment = os.environ | launcher.variables(options.workers)[0]
+        return subprocess.run([*command, "--dry_run"], env=environment, check=False).returncode
     _load_tensorflow()
     from carbrand import config
     from carbrand.training import doctor, train

@@ -56,14 +56,15 @@ def drawn_records(drawn_photos, made_once):
 
 @pytest.fixture(scope="session")
 def tiny_run(drawn_records, made_once):
-    """A ResNet-50 on 32-pixel images after a few steps: every stage after it has something to work on."""
+    """A ResNet-50 on 32-pixel images after a few steps of its head: every stage after it has something to work on."""
     from carbrand.data.preprocess import Preprocess
     from carbrand.training import train
+    from carbrand.training.model import ModelSpec
+    from carbrand.training.weights import Weights
 
-    preprocess = Preprocess(image_size_px=32)
-    return made_once(
-        "run", lambda folder: train.run(drawn_records, folder, epochs=1.5, batch_size=8, preprocess=preprocess)
-    )
+    options = {"model": ModelSpec(freeze_until="conv5"), "weights": Weights("random")}  # quick to trace
+    options |= {"epochs": 1.5, "batch_size": 8, "preprocess": Preprocess(image_size_px=32)}
+    return made_once("run", lambda folder: train.run(drawn_records, folder, **options))
 
 
 @pytest.fixture(scope="session")

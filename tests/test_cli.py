@@ -268,13 +268,17 @@ def test_dry_run_checks_and_writes_nothing(drawn_records, tmp_path, capsys):
     given = ["train", "--data", drawn_records, "--run", tmp_path / "run", "--dry_run", "--gin_param"]
     assert carbrand(*given, "train.run.batch_size=8") == 0
     assert "nothing that would stop the training was found" in capsys.readouterr().out
-    assert carbrand(*given, "train.run.batch_size=8", "--workers", 3) == 2
-    assert "train.run.batch_size=8 does not divide among 3 replicas" in capsys.readouterr().out
     assert carbrand(*given, "hardware.precision='int8'") == 2
     output = capsys.readouterr()
     assert "error: hardware.precision='int8' is not one of" in output.out
     assert "1 error to mend before training, listed above" in output.err
     assert not (tmp_path / "run").exists()
+
+
+def test_dry_run_counts_the_workers(drawn_records, tmp_path, capfd):
+    given = ["train", "--data", drawn_records, "--run", tmp_path / "run", "--dry_run", "--workers", 3, "--gin_param"]
+    assert carbrand(*given, "train.run.batch_size=8") == 2
+    assert "train.run.batch_size=8 does not divide among 3 replicas" in capfd.readouterr().out
 
 
 def test_a_checkpoint_that_no_run_has(tiny_run, drawn_records, tmp_path, capsys):
