@@ -353,7 +353,12 @@ def test_free_memory_is_unknown_elsewhere(tmp_path):
 
 
 def test_a_run_that_cannot_go_on_with_these_settings_is_found(case, tiny_run):
-    case = changed(case, schedule=schedule(epochs=1.5), preprocess=Preprocess(image_size_px=32))
+    case = changed(
+        case,
+        model=ModelSpec(freeze_until="conv5"),
+        schedule=schedule(epochs=1.5),
+        preprocess=Preprocess(image_size_px=32),
+    )
     case = dataclasses.replace(case, run_dir=tiny_run)
     assert messages(case) == []
     message = only(changed(case, schedule=schedule(epochs=1.5, seed=1)))
