@@ -186,6 +186,7 @@ def test_unknown_beam_option(drawn_photos, tmp_path, capsys):
     assert "no option of Apache Beam" in one_line(capsys)
 
 
+@pytest.mark.slow
 def test_flow_from_evaluation_to_prediction(tiny_run, drawn_records, drawn_photos, tmp_path, capsys):
     assert carbrand("evaluate", "--run", tiny_run, "--data", drawn_records, "--output", tmp_path / "report") == 0
     assert "accuracy" in capsys.readouterr().out

@@ -133,9 +133,9 @@ def fitting_batch(case: Case, available: float) -> int:
 
 
 def batches_bytes(case: Case) -> int:
-    """About the host memory of the images: blocks in work, and batches that wait."""
-    photo = 3 * max(height * width for height, width in case.image_sizes)
-    return photo * (case.batch_size * _BUFFERED_BATCHES + case.threads * min(case.batch_size, pipeline.MAX_BLOCK))
+    """About the host memory of one worker's images: blocks in work, and batches that wait."""
+    photo, batch = 3 * max(height * width for height, width in case.image_sizes), case.batch_size // case.workers.count
+    return photo * (batch * _BUFFERED_BATCHES + case.threads * min(batch, pipeline.MAX_BLOCK))
 
 
 def host_bytes(case: Case) -> float:

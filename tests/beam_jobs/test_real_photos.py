@@ -74,6 +74,7 @@ def test_copies_across_the_original_splits_are_reported(cars6, real_data, tmp_pa
         assert (split == "test") == (row.source_split == "test")
 
 
+@pytest.mark.slow
 def test_200_altered_copies_among_1600_photos_are_left_out(real_data, tmp_path):
     rng = random.Random(0)
     originals = sorted((real_data / "makes20").rglob("*.jpg"))

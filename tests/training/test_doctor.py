@@ -3,6 +3,7 @@ import json
 import pathlib
 
 import pytest
+import tiny_network
 
 from carbrand import cli, config
 from carbrand.data.augment import Augment
@@ -160,7 +161,8 @@ PARTS = {
 
 
 @pytest.mark.parametrize("kind", PARTS)
-def test_measures_each_part_and_names_a_limit(drawn_records, tmp_path, capsys, kind):
+def test_measures_each_part_and_names_a_limit(drawn_records, tmp_path, monkeypatch, capsys, kind):
+    monkeypatch.setattr(trainer, "build_model", tiny_network.build_model)
     bindings, parts = PARTS[kind]
     config.parse(bindings=[*TINY, *bindings])
     found = doctor.run(drawn_records, seconds=0.2, output=tmp_path)

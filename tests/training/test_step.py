@@ -68,8 +68,7 @@ def assert_close(ours, theirs, tolerance):
         np.testing.assert_allclose(value, theirs[name], rtol=tolerance, atol=tolerance, err_msg=name)
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
-@pytest.mark.parametrize("replicas", [2, 4, 8])
+@pytest.mark.parametrize(("replicas", "optimizer"), [(2, "adamw"), (4, "sgd"), (8, "sgd")])
 def test_replicas_change_neither_losses_nor_weights(replicas, optimizer):
     spec = OptimizerSpec(name=optimizer, weight_decay=0.01, clip_norm=0.5, label_smoothing=0.1)
     one, many = Run(1, spec=spec, dropout=0.3), Run(replicas, spec=spec, dropout=0.3)
@@ -101,8 +100,7 @@ def test_first_step_equals_gradient_descent_worked_out_with_a_tape():
 PLAN = np.array([[0.5, 0, 0, 0, 0], [0.5, 0, 0, 0, 0], [1, 0, 0, 2, 6], [1, 4, 0, 6, 6]] * BATCH, np.float32)
 
 
-@pytest.mark.parametrize("xla", [False, True])
-@pytest.mark.parametrize("replicas", [2, 4])
+@pytest.mark.parametrize(("replicas", "xla"), [(2, True), (2, False), (4, False)])
 def test_mixing_does_not_depend_on_the_replicas(replicas, xla):
     synchronized = not xla  # which XLA cannot
     one, many = (Run(n, synchronized=synchronized, xla=xla) for n in (1, replicas))
@@ -209,20 +207,26 @@ def test_correct_counts_photos_with_the_highest_logit():
 def test_resnet_50_drifts_with_replicas_no_more_than_with_a_millionth_of_the_input():
     """A randomly initialised ResNet-50 amplifies rounding, so replicas cannot be held to 1e-5 on it."""
 
-    def train(replicas, scale):
+    def train(replicas, scales):
         strategy, spec = make_strategy(Hardware(replicas=replicas)), OptimizerSpec()
         with strategy.scope():
             keras.utils.set_random_seed(0)
             model = build_model(("a", "b", "c"), ModelSpec(), image_size_px=(32, 32))
             optimizer = build_optimizer(spec, model.trainable_variables)
             step = make_step(logits_model(model), optimizer, LossScale("float32"), strategy, spec=spec)
-        images = scale * np.random.default_rng(0).uniform(0, 255, (BATCH, 32, 32, 3)).astype(np.float32)
-        dataset = tf.data.Dataset.from_tensors((images, LABELS[:BATCH])).repeat(5)
-        for number, batch in enumerate(strategy.experimental_distribute_dataset(dataset)):
-            step(batch, tf.constant(number, tf.int64))
-        return np.concatenate([v.numpy().ravel() for v in model.trainable_variables])
+        variables = [*model.variables, *optimizer.variables]
+        before = [v.numpy() for v in variables]
+        for scale in scales:  # one after the other, as the step takes long to trace
+            for variable, value in zip(variables, before, strict=True):
+                variable.assign(value)
+            images = scale * np.random.default_rng(0).uniform(0, 255, (BATCH, 32, 32, 3)).astype(np.float32)
+            dataset = tf.data.Dataset.from_tensors((images, LABELS[:BATCH])).repeat(5)
+            for number, batch in enumerate(strategy.experimental_distribute_dataset(dataset)):
+                step(batch, tf.constant(number, tf.int64))
+            yield np.concatenate([v.numpy().ravel() for v in model.trainable_variables])
 
-    reference = train(1, np.float32(1))
-    of_rounding = np.linalg.norm(train(1, np.float32(1 + 1e-6)) - reference)
+    reference, scaled = train(1, np.float32([1, 1 + 1e-6]))
+    (of_two,) = train(2, np.float32([1]))
+    of_rounding = np.linalg.norm(scaled - reference)
     assert of_rounding > 0
-    assert np.linalg.norm(train(2, np.float32(1)) - reference) <= of_rounding
+    assert np.linalg.norm(of_two - reference) <= of_rounding

@@ -488,7 +488,8 @@ def test_weights_of_a_run_load_into_another(probe):
     assert set(coverage.new) == {"logits/kernel", "logits/bias"}  # two brands here, six there
 
 
-def test_head_then_unfrozen_stages(drawn_records, tmp_path):
+def test_head_then_unfrozen_stages(drawn_records, tmp_path, monkeypatch):
+    monkeypatch.setattr(trainer, "build_model", tiny_network.build_model)
     options = probe_options(head_epochs=2, epochs=1, model=ModelSpec(freeze_until="conv4"), augment=Augment())
     train.run(drawn_records, tmp_path / "run", **options)
     phases = [row["phase"] for row in rows(tmp_path / "run", "train")]
@@ -548,17 +549,17 @@ def wait_for_step(run_dir, process, step):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("replicas", "more"),
+    ("replicas", "kills", "more"),
     [
-        (1, ("train.run.image_sizes=((0, 40), (1, 32))", "stream.sampling='sqrt'", "augment.mixup_alpha=0.4")),
-        (2, ("augment.cutmix_alpha=1.0",)),
+        (1, (3, 11), ("train.run.image_sizes=((0, 40), (1, 32))", "stream.sampling='sqrt'", "augment.mixup_alpha=0.4")),
+        (2, (3,), ("augment.cutmix_alpha=1.0", "model.freeze_until='conv3'", "weights.path='random'")),
     ],
 )
-def test_killed_run_ends_with_the_weights_of_an_uninterrupted_one(drawn_records, tmp_path, replicas, more):
+def test_killed_run_ends_with_the_weights_of_an_uninterrupted_one(drawn_records, tmp_path, replicas, kills, more):
     bindings = (f"hardware.replicas={replicas}", *more)
     extra = [part for binding in bindings for part in ("--gin_param", binding)]
     assert start(drawn_records, tmp_path / "whole", *extra).wait() == 0
-    for step in (3, 11):  # in mid-epoch, in the first and the second
+    for step in kills:  # in mid-epoch, in the first and the second
         process = start(drawn_records, tmp_path / "killed", *extra)
         wait_for_step(tmp_path / "killed", process, step)
         process.kill()
