@@ -201,12 +201,12 @@ def _sizing(num_shards: int | None, shard_mib: int, readers: int) -> sharded_wri
 def _check_folders(
     source: str | os.PathLike[str], output_path: pathlib.Path, previous: finish_build.Previous | None
 ) -> None:
+    checks.folder("--output", output_path)
     if _is_input(source, output_path):
         raise errors.ConfigError(
             f"--output={output_path}: lies in the input {source}, where the next build would take it for photos. "
             "Choose a folder outside."
         )
-    checks.folder("--output", output_path)
     if not build_output.is_ours(output_path):
         raise errors.ConfigError(
             f"--output={output_path}: holds other files, and is no dataset. Name a new or an empty folder."

@@ -119,7 +119,7 @@ def load(folder: str | os.PathLike[str]) -> Exported:
 
 
 def load_graph(folder: str | os.PathLike[str]) -> Any:
-    """The SavedModel of the version that `find` finds.
+    """The SavedModel of a version, whose folder it is, or of the newest one.
 
     Raises:
       DataError: It is damaged.
@@ -129,8 +129,8 @@ def load_graph(folder: str | os.PathLike[str]) -> Any:
     path = find(folder)
     try:
         return tf.saved_model.load(str(path))
-    except (OSError, tf.errors.OpError) as error:
-        reason = str(error).splitlines()[0]
+    except (OSError, tf.errors.OpError, IndexError, ValueError) as error:
+        reason = " ".join(str(error).split())
         raise DataError(f"{path}: the graph cannot be loaded ({reason}). Export the run again.") from error
 
 

@@ -7,12 +7,15 @@ import hashlib
 import json
 import os
 import pathlib
+import re
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
 from typing import IO, Any
 
 from carbrand.errors import ConfigError
+
+_OPENED = re.compile(r"/(?:dev|proc/self)/fd/(\d+)")  # to which /dev/stdout is a link
 
 
 def sha256(content: bytes | memoryview) -> str:
@@ -36,14 +39,15 @@ def atomic_writer(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
     """Opens a temporary file beside `path` and renames it to `path` when the block ends without an error.
 
     Two writers of the same `path` do not disturb each other: the last one to finish wins, whole. What a link leads to
-    is replaced, not the link; a device or a pipe is written to as it is.
+    is replaced, not the link. A device, a pipe, or what this process has open (/dev/stdout) is written to as it is.
     """
     path = pathlib.Path(path)
-    if path.exists() and not path.is_file():
-        with path.open("wb") as file:  # of a folder: says that it is one
+    opened = _OPENED.fullmatch(str(path)) or (path.is_symlink() and _OPENED.fullmatch(str(path.readlink())))
+    if opened or (path.exists() and not path.is_file()):
+        with os.fdopen(os.dup(int(opened[1])), "wb") if opened else path.open("wb") as file:
             yield file
         return
-    path = path.resolve()
+    path = pathlib.Path(os.path.realpath(path))  # resolve() raises where a link leads to itself
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
     try:
@@ -115,15 +119,22 @@ def read_jsonl(path: str | os.PathLike[str]) -> Iterator[Any]:
         yield from map(json.loads, file)
 
 
-def read_log(path: str | os.PathLike[str]) -> Iterator[Any]:
-    """The rows of a file that grows line by line, if it is there; what a killed process left of a line is left out."""
-    path = pathlib.Path(path)
-    for line in path.read_bytes().splitlines() if path.exists() else ():
+def read_log(path: str | os.PathLike[str], containing: bytes = b"") -> Iterator[Any]:
+    """The rows of a file that grows line by line, if it is there; what a killed process left of a line is left out.
+
+    Args:
+      path: Of the file.
+      containing: What the lines of the rows contain; the others are not parsed.
+    """
+    if not pathlib.Path(path).exists():
+        return
+    for line in pathlib.Path(path).read_bytes().splitlines():
         try:
-            row = json.loads(line)
+            row = json.loads(line) if containing in line else None
         except ValueError:
             continue
-        yield row
+        if row is not None:
+            yield row
 
 
 def remove_tree(folder: str | os.PathLike[str]) -> None:

@@ -265,6 +265,12 @@ def test_names_that_the_terminal_cannot_show_are_escaped(tiny_model, drawn_photo
     assert r"\xe9.jpg" in done.stdout
 
 
+def test_a_reader_that_has_enough_ends_a_command_quietly(tiny_model, drawn_photos):
+    command = f"{sys.executable} -m carbrand predict --model {tiny_model} {drawn_photos}/arvena | true"
+    done = subprocess.run(["bash", "-c", f"set -o pipefail; {command}"], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (1, "")
+
+
 def test_dry_run_checks_and_writes_nothing(drawn_records, tmp_path, capsys):
     given = ["train", "--data", drawn_records, "--run", tmp_path / "run", "--dry_run", "--gin_param"]
     assert carbrand(*given, "train.run.batch_size=8") == 0

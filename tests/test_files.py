@@ -1,6 +1,8 @@
 import json
 import os
 import stat
+import subprocess
+import sys
 
 import pytest
 
@@ -43,6 +45,15 @@ def test_a_pipe_is_written_to(tmp_path):
     os.close(reader)
     with pytest.raises(IsADirectoryError, match=str(tmp_path)):
         files.write_text(tmp_path, "")
+
+
+@pytest.mark.parametrize("path", ["/dev/stdout", "/dev/fd/1"])
+def test_what_stdout_is_written_to_stays(tmp_path, path):
+    (tmp_path / "all.csv").write_text("old\n")
+    code = "import sys; from carbrand import files; files.write_text(sys.argv[1], 'new\\n'); print('end')"
+    with (tmp_path / "all.csv").open("a") as out:
+        subprocess.run([sys.executable, "-c", code, path], stdout=out, check=True)
+    assert (tmp_path / "all.csv").read_text() == "old\nnew\nend\n"
 
 
 def test_folders_are_made(tmp_path):

@@ -109,7 +109,7 @@ def _write_predictions(path: pathlib.Path, rows: Iterable[PhotoRow], brands: Seq
 def _prediction(row: PhotoRow, brands: Sequence[str]) -> list[str]:
     best = int(np.argmax(row["probabilities"]))
     predicted = brands[best]
-    # Nine significant digits give every float32 back unchanged.
+    # As many significant digits as the float32 logits have that they were computed from.
     probabilities = [f"{probability:.9g}" for probability in row["probabilities"]]
     is_correct = "true" if predicted == row["brand"] else "false"
     known = [row["filename"], row["sha256"], row["group"], row["brand"]]

@@ -114,8 +114,9 @@ def _of_run(run_dir: pathlib.Path, which: str) -> Trained:
 
 
 def _of_export(model_dir: pathlib.Path) -> Trained:
-    description = exported.load(model_dir)
-    signature = exported.load_graph(model_dir).signatures["serving_default"]
+    version = exported.find(model_dir)  # once: a newer one may come meanwhile
+    description = exported.load(version)
+    signature = exported.load_graph(version).signatures["serving_default"]
     preprocess = Preprocess(**description.preprocess)
 
     def predict(data: Any, split: str, batch_size: int) -> Iterator[np.ndarray]:
@@ -128,7 +129,7 @@ def _of_export(model_dir: pathlib.Path) -> Trained:
     config = {"model": description.model, "preprocess": description.preprocess}
 
     def make_model() -> keras.Model:
-        arrays = weights.read(str(model_dir), description.model["variant"])
+        arrays = weights.read(str(version), description.model["variant"])
         return checkpoint.model_of(description.brands, config, arrays)
 
     return Trained(

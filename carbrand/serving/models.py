@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
-from carbrand import exported
+from carbrand import exported, files
 from carbrand.data.images import NormalisedImage
 from carbrand.errors import CarbrandError
 from carbrand.serving.batching import Admission, Batcher
@@ -20,7 +20,6 @@ from carbrand.serving.predictor import Failure, Prediction, Predictor
 log = logging.getLogger(__name__)
 
 Result = tuple[NormalisedImage | Failure, Prediction | Failure]
-_Files = tuple[tuple[str, int, int], ...]  # path, size and time of change of each
 
 
 class Served:
@@ -80,8 +79,7 @@ class Models:
         self._max_delay_s = max_delay_s
         self._watch = watch
         self._served: Served | None = None
-        self._looked_at: _Files | None = None
-        self._failed: _Files | None = None
+        self._looked_at = self._failed = ""  # what files these versions had
         self._retiring: set[asyncio.Task[None]] = set()
         self._decoding = concurrent.futures.ThreadPoolExecutor(os.cpu_count(), "decode")
         self.admission = Admission(max_waiting)
@@ -116,7 +114,7 @@ class Models:
         if newest is None or current is None or newest <= current:
             return
         before, self._looked_at = self._looked_at, await asyncio.to_thread(_files_in, self._folder / str(newest))
-        if self._looked_at is None or self._looked_at != before or self._looked_at == self._failed:
+        if self._looked_at != before or self._looked_at == self._failed:
             return
         try:
             await self.load()
@@ -167,10 +165,10 @@ class Models:
         return Served(predictor, Batcher(compute, max_batch=self._max_batch, max_delay_s=self._max_delay_s))
 
 
-def _files_in(folder: pathlib.Path) -> _Files | None:
-    """What lies in `folder`; None if that changes right now."""
+def _files_in(folder: pathlib.Path) -> str:
+    """Another text for other files, by their paths, sizes and times of change."""
     try:
-        found = [(path, path.stat()) for path in sorted(folder.rglob("*"))]
-    except FileNotFoundError:
-        return None
-    return tuple((str(path), status.st_size, status.st_mtime_ns) for path, status in found)
+        found = [(path, path.lstat()) for path in sorted(folder.rglob("*"))]
+    except OSError as error:
+        return str(error)
+    return files.fingerprint([(str(path), status.st_size, status.st_mtime_ns) for path, status in found])

@@ -92,7 +92,7 @@ def facts(case: Case) -> dict[str, Any]:
         "steps": dict(_steps(case)),
         "device": "GPU" if case.machine.gpu_bytes else "CPU",
         "replica_bytes": round(replica_bytes(case)),
-        "input_bytes": batches_bytes(case) + case.settings.stream.shuffle_mib * 2**20,
+        "input_bytes": batches_bytes(case) + shuffle_bytes(case),
         "disk_bytes": disk_bytes(case),
     }
 
@@ -133,15 +133,21 @@ def fitting_batch(case: Case, available: float) -> int:
 
 
 def batches_bytes(case: Case) -> int:
-    """About the host memory of one worker's images: blocks in work, and batches that wait."""
+    """About this machine's memory for images: blocks in work, and batches that wait."""
     photo, batch = 3 * max(height * width for height, width in case.image_sizes), case.batch_size // case.workers.count
-    return photo * (batch * _BUFFERED_BATCHES + case.threads * min(batch, pipeline.MAX_BLOCK))
+    each = photo * (batch * _BUFFERED_BATCHES + case.threads * min(batch, pipeline.MAX_BLOCK))
+    return case.workers.count_here * each
 
 
-def host_bytes(case: Case) -> float:
-    """About this machine's memory that the training takes, but for windows to shuffle in."""
-    replicas = 0 if case.machine.gpu_bytes else case.replicas_here
-    return case.workers.count_here * batches_bytes(case) + replicas * replica_bytes(case)
+def shuffle_bytes(case: Case) -> int:
+    """This machine's memory for windows to shuffle in."""
+    return case.workers.count_here * case.settings.stream.shuffle_mib * 2**20
+
+
+def free_bytes_each(case: Case) -> float | None:
+    """This machine's free memory, shared among the replicas that train on its CPU."""
+    free = case.machine.free_bytes
+    return None if free is None else free / case.replicas_here
 
 
 def disk_bytes(case: Case) -> int:

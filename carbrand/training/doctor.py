@@ -96,9 +96,9 @@ def run(
     errors = sum(finding.severity == "error" for finding in found)
     diagnosis = Diagnosis(facts, found, os.getloadavg()[0])
     if not errors and not check_only:
-        case = dataclasses.replace(case, workers=workers.Workers())  # one alone can be measured
         work = {None: _measure, "rate": _find_rate, "batch": _find_batch}[find]
-        diagnosis, text = work(case, diagnosis, seconds)
+        with workers.none() as alone:  # one alone can be measured
+            diagnosis, text = work(dataclasses.replace(case, workers=alone), diagnosis, seconds)
         print(f"\n{text}")
     if output is not None:
         report = {"format_version": _FORMAT_VERSION, "data": os.fspath(data), **dataclasses.asdict(diagnosis)}
@@ -188,7 +188,7 @@ def _needs(case: Case, facts: dict[str, Any]) -> str:
             f"{_gb(replicas)} of each GPU's memory ({_gb(min(gpu_bytes, key=lambda b: b or 0))}), {_gb(inputs)} here"
         )
     else:
-        memory = f"{_gb(cases.host_bytes(case))} of memory"
+        memory = f"{_gb(case.replicas_here * replicas + inputs)} of memory"
     return f"needs about {memory} ({_gb(free)} free), and {_gb(facts['disk_bytes'])} of disk for the run"
 
 

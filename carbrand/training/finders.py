@@ -125,8 +125,9 @@ def find_batch(case: Case, seconds: float) -> BatchSpeeds:
     replicas = case.replicas
     smallest = replicas * case.settings.schedule.accumulate * (2 if case.settings.augment.mixes_photos else 1)
     largest = _MAX_BATCH * replicas
-    if not case.machine.gpu_bytes and case.machine.free_bytes is not None:
-        largest = min(largest, cases.fitting_batch(case, case.machine.free_bytes / case.replicas_here))
+    free = cases.free_bytes_each(case)
+    if not case.machine.gpu_bytes and free is not None:
+        largest = min(largest, cases.fitting_batch(case, free))
     sizes = [smallest * 2**power for power in range(20) if smallest * 2**power <= largest]
     if not sizes:
         raise ConfigError(f"{case.data}: not even a batch of {smallest} fits into the memory that is free.")

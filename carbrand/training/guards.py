@@ -110,7 +110,9 @@ def memory(trainer: Trainer, phase: Phase) -> Iterator[None]:
         yield
     except tf.errors.ResourceExhaustedError as error:
         case = Case(trainer.data, trainer.manifest, trainer.settings, machine.look(), trainer.run, trainer.workers)
-        sizes = [size for size in case.machine.gpu_bytes if size is not None] or [case.machine.free_bytes or 0]
+        sizes: list[float] = [size for size in case.machine.gpu_bytes if size is not None] or [
+            cases.free_bytes_each(case) or 0
+        ]
         batch = min(cases.fitting_batch(case, min(sizes)), trainer.batch_size // 2)
         smaller = f", or train.run.batch_size = {batch}, which is another training" if batch else ""
         raise ConfigError(

@@ -173,12 +173,14 @@ def _check_xla(case: Case) -> Iterator[Finding]:
 
 def _check_shuffle(case: Case) -> Iterator[Finding]:
     shuffle_mib, free = case.settings.stream.shuffle_mib, case.machine.free_bytes
+    here = case.workers.count_here
     split_mib = sum(shard.bytes for shard in case.dataset.splits["train"].shards) / 2**20
-    if free is not None and shuffle_mib * 2**20 > free:
+    if free is not None and cases.shuffle_bytes(case) > free:
+        each = f" of each of {here} workers" if here > 1 else ""
         yield findings.error(
             "stream.shuffle_mib",
-            f"stream.shuffle_mib={shuffle_mib}: {free / 2**20:.0f} MiB of memory are free. Use 0 on a local disk, "
-            f"{_power_of_two(free / 2**22)} on a network disk.",
+            f"stream.shuffle_mib={shuffle_mib}{each}: {free / 2**20:.0f} MiB of memory are free. Use 0 on a local "
+            f"disk, {_power_of_two(free / 2**22 / here)} on a network disk.",
         )
     if shuffle_mib > split_mib:
         yield findings.warning(
@@ -189,11 +191,12 @@ def _check_shuffle(case: Case) -> Iterator[Finding]:
 
 
 def _check_memory(case: Case) -> Iterator[Finding]:
-    each = cases.replica_bytes(case)
+    each = cases.replica_bytes(case)  # windows to shuffle in have their own check
     gpus = case.machine.gpu_bytes[: case.replicas]
     for number, available in enumerate(gpus):
         yield from _compare(case, f"GPU {number}", each, available)
-    yield from _compare(case, "the host", cases.host_bytes(case), case.machine.free_bytes)
+    needed = cases.batches_bytes(case) + (0 if gpus else case.replicas_here * each)
+    yield from _compare(case, "the host", needed, case.machine.free_bytes)
 
 
 def _compare(case: Case, device: str, needed: float, available: int | None) -> Iterator[Finding]:

@@ -88,7 +88,7 @@ def run(
 
 def validations(folder: pathlib.Path) -> list[dict[str, Any]]:
     """The validation rows of `metrics.jsonl`, in order."""
-    return [row for row in files.read_log(folder / _METRICS) if row["split"] == "validation"]
+    return [row for row in files.read_log(folder / _METRICS, b'"validation"') if row["split"] == "validation"]
 
 
 def reason(output: pathlib.Path, exit_code: int) -> str:

@@ -77,6 +77,17 @@ def here() -> Workers:
     return Workers(addresses, index) if len(addresses) > 1 else Workers()
 
 
+@contextlib.contextmanager
+def none() -> Iterator[Workers]:
+    """Within the block, this process is alone, whatever TF_CONFIG said."""
+    said = os.environ.pop(TF_CONFIG, None)
+    try:
+        yield here()
+    finally:
+        if said is not None:
+            os.environ[TF_CONFIG] = said
+
+
 def tf_config(addresses: tuple[str, ...], index: int) -> str:
     """What `here` reads."""
     return json.dumps({"cluster": {"worker": addresses}, "task": {"type": "worker", "index": index}})

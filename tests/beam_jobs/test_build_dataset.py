@@ -385,6 +385,12 @@ def test_an_output_in_the_input_raises(source, pattern):
         build_dataset.run(source / pattern, source / "records")
 
 
+def test_an_output_that_is_a_link_to_itself_raises(source, tmp_path):
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(errors.ConfigError, match=r"loop: Too many levels of symbolic links"):
+        build_dataset.run(source, tmp_path / "loop")
+
+
 def test_an_output_that_a_pattern_does_not_take_in_is_none_in_the_input(source):
     assert not build_dataset._is_input(source / "*" / "*.jpg", source / "records")
     assert not build_dataset._is_input(source / "**", source.parent / "records")

@@ -41,6 +41,10 @@ def test_a_version_that_is_copied_slowly_is_taken_up_once_it_is_whole(tmp_path, 
         assert caplog.text.count("version 2 cannot be loaded, 1 stays") == 1
         add(tmp_path, 2, "graph")
         assert await looks(models, 2) == 2
+        add(tmp_path, 3, exported.MANIFEST, "graph")
+        (tmp_path / "3" / "itself").symlink_to("itself")
+        (tmp_path / "3" / "broken").symlink_to("nowhere")
+        assert await looks(models, 2) == 3
         await models.close()
 
     asyncio.run(serve())

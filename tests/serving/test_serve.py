@@ -445,9 +445,12 @@ def test_too_many_requests_are_told_to_come_back(tiny_model, photos):
     assert full.json() == {"error": "too many photos are waiting"}
 
 
-def test_a_damaged_graph_is_told_before_the_start(tiny_model, tmp_path):
+@pytest.mark.parametrize("name", ["saved_model.pb", "variables/variables.data-00000-of-00001"])
+@pytest.mark.parametrize("length", [0, 2000])
+def test_a_damaged_graph_is_told_before_the_start(tiny_model, tmp_path, name, length):
     shutil.copytree(tiny_model, tmp_path / "model")
-    (exported.find(tmp_path / "model") / "saved_model.pb").write_bytes(b"damaged")
+    path = exported.find(tmp_path / "model") / name
+    path.write_bytes(path.read_bytes()[:length])
     with pytest.raises(DataError, match=r"the graph cannot be loaded \(.*\)\. Export the run again"):
         serve.run(tmp_path / "model", port=0)
 

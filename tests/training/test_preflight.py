@@ -142,7 +142,11 @@ def test_workers_count_as_replicas(case):
     assert "train.run.batch_size=8 does not divide among 3 replicas. Use a multiple of 3" in only(among)
     even = changed(among, schedule=schedule(batch_size=9))
     assert messages(even) == []
-    assert cases.host_bytes(even) == 2 * (cases.batches_bytes(even) + cases.replica_bytes(even))
+    alone = changed(case, schedule=schedule(batch_size=3))  # as each of them
+    assert cases.batches_bytes(even) == 2 * cases.batches_bytes(alone)
+    assert cases.free_bytes_each(even) == CPU.free_bytes / 2
+    in_windows = changed(even, stream=Stream(shuffle_mib=5000))
+    assert "stream.shuffle_mib=5000 of each of 2 workers: 7629 MiB of memory are free" in messages(in_windows)[0]
     assert "hardware.replicas=2 with 3 workers" in messages(changed(even, hardware=Hardware(replicas=2)))[1]
 
 

@@ -41,6 +41,13 @@ def test_place_among_workers_is_read_as_it_is_written(tf_config):
     assert not workers.here().is_chief
 
 
+def test_who_measures_is_alone(tf_config):
+    tf_config(workers.tf_config(("a:1", "b:2"), 1))
+    with workers.none() as alone:
+        assert alone == workers.here() == Workers()
+    assert workers.here().index == 1
+
+
 @pytest.mark.parametrize(("addresses", "count"), [(("a:1", "b:2", "a:3"), 2), (("a:1", "b:2", "c:3"), 1)])
 def test_workers_of_one_host_share_its_memory(addresses, count):
     assert Workers(addresses, 2).count_here == count
