@@ -106,7 +106,9 @@ def run(
     with files.locked(folder / _LOCK, f"{output}: another job writes predictions into it."):
         num_photos, shards, fingerprint = _write_photos(folder / _PHOTOS, names, photos_per_shard)
         job = Job(str(model), str(folder), output_format, len(shards))
-        facts = {**dataclasses.asdict(job), "photos": num_photos, "list": fingerprint}
+        content = {path.name: files.sha256_of_file(path) for path in exported.content(model)}
+        facts = {**dataclasses.asdict(job), "content": files.fingerprint(content)}
+        facts |= {"photos": num_photos, "list": fingerprint}
         _begin(folder, facts, output)
         options = runners.make_options(num_photos, workers=workers, beam_args=beam_args)
         todo = [shard for shard in shards if not job.path(shard.number).exists()]
@@ -198,7 +200,10 @@ def _check_output(folder: pathlib.Path) -> None:
 def _begin(folder: pathlib.Path, facts: dict[str, Any], output: object) -> None:
     """Notes what the job is; refuses to go on with another one."""
     path = folder / _JOB
-    before = json.loads(path.read_text()) if path.exists() else facts
+    try:
+        before = json.loads(path.read_text()) if path.exists() else facts
+    except ValueError as error:
+        raise errors.ConfigError(f"{path}: damaged ({error}). Give another folder as --output.") from error
     other = [name for name in facts if before.get(name) != facts[name]]
     if other:
         raise errors.ConfigError(

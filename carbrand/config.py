@@ -26,12 +26,14 @@ def parse(gin_files: Sequence[str] = (), bindings: Sequence[str] = ()) -> None:
     """
     gin.clear_config(clear_constants=True)
     for file in gin_files:
-        add(_read(find_recipe(file)), file)
+        add(read_recipe(file), file)
     for binding in bindings:
         add(binding, f"--gin_param {binding!r}")
 
 
-def _read(path: pathlib.Path) -> str:
+def read_recipe(name: str) -> str:
+    """The text of a gin file, see `find_recipe`; ConfigError where it is none in UTF-8."""
+    path = find_recipe(name)
     try:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
@@ -65,7 +67,7 @@ def _find(name: str, suffix: str, otherwise: str) -> pathlib.Path:
     if path.is_file():
         return path
     folder = _recipes_folder()
-    own = folder / path.with_suffix(suffix).name
+    own = folder / f"{path.stem}{suffix}"
     if path.parent.name in ("", _RECIPES) and own.is_file():
         return own
     known = ", ".join(sorted(file.stem for file in folder.glob(f"*{suffix}")))

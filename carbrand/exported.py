@@ -107,15 +107,15 @@ def load(folder: str | os.PathLike[str]) -> Exported:
     path = find(folder) / MANIFEST
     try:
         content = json.loads(path.read_text())
-    except ValueError as error:
+        version = content["format_version"]
+        if version == FORMAT_VERSION:
+            lists = {name: tuple(content[name]) for name in ("brands", "variables")}
+            return Exported(**{**content, **lists, "formats": tuple(Format(**row) for row in content["formats"])})
+    except (ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path}: damaged ({error}). Export the run again.") from error
-    if content.get("format_version") != FORMAT_VERSION:
-        raise DataError(
-            f"{path}: has format version {content.get('format_version')}, this carbrand reads version "
-            f"{FORMAT_VERSION}. Export the run again."
-        )
-    lists = {name: tuple(content[name]) for name in ("brands", "variables")}
-    return Exported(**{**content, **lists, "formats": tuple(Format(**row) for row in content["formats"])})
+    raise DataError(
+        f"{path}: has format version {version}, this carbrand reads version {FORMAT_VERSION}. Export the run again."
+    )
 
 
 def load_graph(folder: str | os.PathLike[str]) -> Any:
@@ -132,6 +132,11 @@ def load_graph(folder: str | os.PathLike[str]) -> Any:
     except (OSError, tf.errors.OpError, IndexError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise DataError(f"{path}: the graph cannot be loaded ({reason}). Export the run again.") from error
+
+
+def content(version_folder: str | os.PathLike[str]) -> list[pathlib.Path]:
+    """The files that decide on the answers of a version."""
+    return [pathlib.Path(version_folder) / MANIFEST, *sorted(pathlib.Path(version_folder).glob("variables/*"))]
 
 
 def write(version_folder: str | os.PathLike[str], exported: Exported) -> None:

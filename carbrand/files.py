@@ -34,6 +34,14 @@ def fingerprint(value: Any) -> str:
     return sha256(json.dumps(value, sort_keys=True, ensure_ascii=True).encode())
 
 
+def check_new(output: str | os.PathLike[str], inputs: Iterable[str | os.PathLike[str]]) -> None:
+    """Raises ConfigError if writing `output` would replace one of `inputs`."""
+    if pathlib.Path(output).is_file():
+        real = os.path.realpath(output)
+        if any(os.path.realpath(path) == real for path in inputs):
+            raise ConfigError(f"--output={output}: is one of the photos. Name another file.")
+
+
 @contextlib.contextmanager
 def atomic_writer(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
     """Opens a temporary file beside `path` and renames it to `path` when the block ends without an error.

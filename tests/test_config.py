@@ -38,6 +38,12 @@ def test_unknown_recipe_names_those_that_exist():
         config.parse(["nothere"])
 
 
+@pytest.mark.parametrize("name", ["", "."])
+def test_a_recipe_without_a_name_raises(name):  # of a variable of the shell that is not set
+    with pytest.raises(ConfigError, match="no such gin file"):
+        config.find_recipe(name)
+
+
 @pytest.mark.parametrize(
     ("binding", "nearest"),
     [

@@ -121,6 +121,9 @@ def make_dataset(
     """
     checks.number("batch_size", batch_size, at_least=1, whole=True)
     checks.number("start_step", start_step, at_least=0, whole=True)
+    checks.number("seed", seed, whole=True)
+    if num_steps is not None:
+        checks.number("num_steps", num_steps, at_least=0, whole=True)
     is_training = split == "train" if is_training is None else is_training
     preprocess, stream = preprocess or Preprocess(), stream or Stream()
     augment = (augment or Augment()) if is_training else Augment(enabled=False)
@@ -298,6 +301,8 @@ def check_batch(name: str, batch_size: int, replicas: int) -> None:
 def _names(fields: Collection[str] | None, augment: Augment, pad_last: bool) -> tuple[str, ...]:
     """What to read besides image and label."""
     known = [*EXTRA_FIELDS, *records.FEATURES]
+    if isinstance(fields, str):
+        raise ConfigError(f"fields={fields!r}: give a list of names.")
     for name in fields or ():
         checks.choice("fields", name, known)
     needed = {"weight"} if pad_last or not augment.enabled else set()

@@ -6,14 +6,15 @@ import os
 import pathlib
 import subprocess
 import sys
+from collections.abc import Sequence
 from typing import Any
 
-from carbrand import exported, files
+from carbrand import checks, exported, files
 from carbrand.demo import draw
 from carbrand.errors import ConfigError
 
 RECIPE = "demo"
-_SETTINGS = "demo.json"  # written when the photos are drawn
+_SETTINGS = "demo.json"
 
 
 def run(folder: str | os.PathLike[str], *, photos_per_brand: int = 160, epochs: float | None = None) -> None:
@@ -25,12 +26,21 @@ def run(folder: str | os.PathLike[str], *, photos_per_brand: int = 160, epochs: 
       epochs: Passes over the training photos; None: as the recipe says.
 
     Raises:
-      ConfigError: `folder` holds a demo with other arguments.
+      ConfigError: An argument cannot work, or `folder` holds a demo with other ones, or what no demo has made.
       SystemExit: A stage failed, with its exit code.
     """
+    checks.number("--photos_per_brand", photos_per_brand, at_least=1, whole=True)
+    if epochs is not None:
+        checks.number("--epochs", epochs, above=0)
+    checks.folder("--dir", folder)
     folder = pathlib.Path(folder)
     photos, records, run_dir, model = (folder / name for name in ("photos", "records", "run", "model"))
-    _draw(folder, photos, {"photos_per_brand": photos_per_brand, "epochs": epochs})
+    _begin(folder, {"photos_per_brand": photos_per_brand, "epochs": epochs}, (photos, records, run_dir, model))
+    if not photos.exists():
+        print(f"Drawing photos of six invented brands: {photos}", flush=True)
+        unfinished = photos.with_name(".photos")
+        draw.draw_photos(unfinished, photos_per_brand=photos_per_brand)
+        unfinished.rename(photos)
     if not (records / "manifest.json").exists():
         _stage("build", "--input", photos, "--output", records)
     if not (run_dir / "run.json").exists():
@@ -47,14 +57,21 @@ def run(folder: str | os.PathLike[str], *, photos_per_brand: int = 160, epochs: 
     print(f"\nReport: {report} (test accuracy {accuracy:.1%})\nModel:  {model}")
 
 
-def _draw(folder: pathlib.Path, photos: pathlib.Path, settings: dict[str, Any]) -> None:
+def _begin(folder: pathlib.Path, settings: dict[str, Any], outputs: Sequence[pathlib.Path]) -> None:
+    """Notes what the demo is; refuses to go on with another one, and to take for its own what was there before."""
     path = folder / _SETTINGS
     if not path.exists():
-        print(f"Drawing photos of six invented brands: {photos}", flush=True)
-        draw.draw_photos(photos, photos_per_brand=settings["photos_per_brand"])
+        for output in outputs:
+            if output.exists():
+                raise ConfigError(f"--dir={folder}: holds {output.name}, which is no demo's. Give another --dir.")
         files.write_json(path, settings)
-    elif json.loads(path.read_text()) != settings:
-        raise ConfigError(f"--dir={folder}: holds a demo made with {json.loads(path.read_text())}. Give another --dir.")
+        return
+    try:
+        before = json.loads(path.read_text())
+    except ValueError as error:
+        raise ConfigError(f"{path}: damaged ({error}). Give another --dir.") from error
+    if before != settings:
+        raise ConfigError(f"--dir={folder}: holds a demo made with {before}. Give another --dir.")
 
 
 def _one_photo_per_brand(predictions: pathlib.Path, photos: pathlib.Path) -> list[pathlib.Path]:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import tensorflow as tf
 
+from carbrand import files
 from carbrand.data import contact_sheet, images, overlay
 from carbrand.data.contact_sheet import Cell, ContactSheet
 from carbrand.errors import ConfigError, DataError
@@ -42,6 +43,7 @@ def run(
       DataError: One of `photos` cannot be used.
     """
     contact_sheet.format_of(output)
+    files.check_new(output, photos)
     encoded = [_read(pathlib.Path(photo)) for photo in photos]
     model = trained.load(run_dir, model_dir, which)
     unknown = [brand for brand in brands if brand not in model.brands]

@@ -40,4 +40,4 @@ def add(data: str | os.PathLike[str], split: str, records: str, entry: dict[str,
     except OSError as error:
         log.warning("%s: cannot be written (%s), so nobody will know that %s was evaluated.", path, error, split)
         return None
-    return sum(row["split"] == split and row["records"] == records for row in rows)
+    return sum(isinstance(row, dict) and (row.get("split"), row.get("records")) == (split, records) for row in rows)

@@ -91,9 +91,15 @@ def load_predictions(folder: str | os.PathLike[str]) -> list[dict[str, str]]:
     path = _path(folder).with_name(PREDICTIONS)
     try:
         with path.open(encoding="utf-8", newline="") as file:
-            return list(csv.DictReader(file))
+            reader = csv.DictReader(file)
+            rows = list(reader)
+        if not {"sha256", "predicted"} <= set(reader.fieldnames or ()):
+            raise ValueError("it has no columns sha256 and predicted")
+        return rows
     except FileNotFoundError:
         raise DataError(f"{path}: not there. Keep it beside {FILE_NAME}, or run `carbrand evaluate` again.") from None
+    except (ValueError, csv.Error) as error:
+        raise DataError(f"{path}: damaged ({error}). Run `carbrand evaluate` again.") from error
 
 
 def _write_predictions(path: pathlib.Path, rows: Iterable[PhotoRow], brands: Sequence[str]) -> None:

@@ -5,6 +5,7 @@ import csv
 import io
 import itertools
 import json
+import mimetypes
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -50,6 +51,10 @@ def run(
     names = list(photo_paths.expand(itertools.chain(paths, listed), local_files))
     if not names:
         raise ConfigError("No photos are given. Name some, or give a list of them with --list.")
+    if output is not None:
+        if (mimetypes.guess_type(output)[0] or "").startswith("image/"):  # photos/*.jpg becomes more than one path
+            raise ConfigError(f"--output={output}: is named like a photo. Name a file for the predictions.")
+        files.check_new(output, names)
     predictor = Predictor(model_dir)
     failures = 0
 
@@ -103,9 +108,13 @@ def _opened(output: str | os.PathLike[str] | None) -> Iterator[TextIO]:
 
 
 def _table(_: Predictor, names: Sequence[str], rows: Iterator[Row]) -> Iterator[str]:
-    width = max(len(shown(name)) for name in names)
+    width = max(len(_printable(name)) for name in names)
     for name, result in rows:
-        yield f"{shown(name):<{width}}  {_line(result)}\n"
+        yield f"{_printable(name):<{width}}  {_line(result)}\n"
+
+
+def _printable(name: str) -> str:
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in shown(name))
 
 
 def _line(result: Prediction | Failure) -> str:

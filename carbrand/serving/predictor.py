@@ -94,8 +94,11 @@ class Predictor:
           photos: Each is the bytes of an image file, a path, a PIL image, or an array [H, W, 3] RGB or [H, W], uint8.
 
         Raises:
-          DataError: An array has another shape or type.
+          DataError: An array has another shape or type, or something is no photo at all.
         """
+        if isinstance(photos, str | bytes):
+            raise DataError(f"a single {type(photos).__name__} as photos: give a list of photos.")
+        photos = list(photos)
         results: list[Prediction | Failure] = []
         for start in range(0, len(photos), BATCH_SIZE):
             results += self.predict_normalised(
@@ -116,6 +119,8 @@ class Predictor:
             return Failure(f"{error.reason}: {error.detail}")
         except OSError as error:
             return Failure(f"unreadable: {error.strerror}")
+        except ValueError as error:  # an image without pixels, or closed; a path with a zero byte
+            return Failure(f"unreadable: {error}")
 
     def predict_normalised(self, photos: Sequence[images.NormalisedImage | Failure]) -> list[Prediction | Failure]:
         """One result per photo of `normalise`, in order, of one batch."""
@@ -187,6 +192,8 @@ def _content(photo: Photo) -> bytes:
         return _encode(_image(photo))
     if isinstance(photo, PIL.Image.Image):
         return _encode(photo)
+    if not isinstance(photo, str | os.PathLike):
+        raise DataError(f"a photo of type {type(photo).__name__}: give bytes, a path, a PIL image or an array.")
     with pathlib.Path(photo).open("rb") as file:
         return file.read(images.MAX_FILE_BYTES + 1)
 

@@ -10,6 +10,7 @@ import math
 import os
 import pathlib
 import zipfile
+import zlib
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -53,6 +54,20 @@ class Keeping:
         """The steps whose checkpoints stay for the loss; `validations` are rows of `trainer.Validation`."""
         finite = [row for row in validations if math.isfinite(row[2])]
         return [int(row[0]) for row in sorted(finite, key=lambda row: row[2])[: self.best]]
+
+
+# What numpy and zipfile raise, depending on which byte is another one.
+_DAMAGE = (
+    OSError,
+    ValueError,
+    KeyError,
+    EOFError,
+    TypeError,
+    AttributeError,
+    RuntimeError,  # NotImplementedError, too
+    zlib.error,
+    zipfile.BadZipFile,
+)
 
 
 class DamagedCheckpointError(CheckpointError):
@@ -104,28 +119,34 @@ def load(path: str | os.PathLike[str]) -> State:
             arrays = {name: content[name] for name in content.files}
         meta = json.loads(arrays.pop(_META).tobytes())
         version = meta.pop("format_version")
+        groups: dict[str, dict[str, np.ndarray]] = {"model": {}, "optimizer": {}, "extra": {}, "average": {}}
+        for name, array in arrays.items():
+            part, _, path_in_part = name.partition(":")
+            groups[part][path_in_part] = array
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such checkpoint.") from None
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    except _DAMAGE as error:
         raise DamagedCheckpointError(f"{path}: damaged checkpoint ({error}).") from error
     if version != FORMAT_VERSION:
         raise CheckpointError(
             f"{path}: has checkpoint format {version}, this carbrand reads {FORMAT_VERSION}. "
             "Train with the carbrand that wrote it, or in another folder."
         )
-    groups: dict[str, dict[str, np.ndarray]] = {"model": {}, "optimizer": {}, "extra": {}, "average": {}}
-    for name, array in arrays.items():
-        part, _, path_in_part = name.partition(":")
-        groups[part][path_in_part] = array
     return State(**groups, meta=meta)
 
 
 def save_latest(run: pathlib.Path, state: State, keeping: Keeping = Keeping()) -> None:
-    """Saves `state` as the run's newest checkpoint and removes those that need not be kept."""
-    save(_path(run, state.meta["step"]), state)
+    """Saves `state` as the run's newest checkpoint and removes those that need not be kept.
+
+    One of a later step is damaged: the run could not go on from it.
+    """
+    newest = _path(run, state.meta["step"])
+    save(newest, state)
     best = {_path(run, step) for step in keeping.best_steps(state.meta["validations"])}
-    for path in _checkpoints(run)[: -keeping.last]:
-        if path not in best:
+    paths = _checkpoints(run)
+    until_now = [path for path in paths if path <= newest]
+    for path in paths:
+        if path not in until_now[-keeping.last :] and (path > newest or path not in best):
             path.unlink()
 
 

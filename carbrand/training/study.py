@@ -6,6 +6,7 @@ free, and goes back into the queue as it is; one of another machine by a heartbe
 
 import contextlib
 import fcntl
+import functools
 import hashlib
 import pathlib
 import re
@@ -45,17 +46,22 @@ def open_study(folder: pathlib.Path, url: str | None, *, metric: str, seed: int)
     """The study in the database at `url`, or in `folder`; makes it if it is not there.
 
     Raises:
-      ConfigError: There is no such database.
+      ConfigError: There is no such database, or the study is about another metric.
     """
     optuna.logging.set_verbosity(optuna.logging.ERROR)  # we tell of trials ourselves
     storage = _open_storage(folder, url)
-    study = optuna.create_study(
-        storage=storage,
-        study_name="study" if url is None else folder.resolve().name,
-        direction=METRICS[metric],
-        sampler=_TpeByNumber(seed),
-        load_if_exists=True,
-    )
+    name = "study" if url is None else folder.resolve().name
+    make = functools.partial(optuna.create_study, storage=storage, study_name=name, direction=METRICS[metric])
+    study = make(sampler=_TpeByNumber(seed), load_if_exists=True)
+    if study.direction != METRICS[metric]:
+        if study.get_trials(deepcopy=False):
+            (theirs,) = (name for name, direction in METRICS.items() if direction == study.direction)
+            raise ConfigError(
+                f"{folder}: the study was started with the metric {theirs}, now it is {metric}. Go on with the same, or "
+                "give another --study."
+            )
+        optuna.delete_study(study_name=name, storage=storage)  # of a start that failed
+        study = make(sampler=_TpeByNumber(seed))
     return study, storage
 
 

@@ -133,6 +133,11 @@ def run(
     with files.one_at_a_time(folder / _LOCK):
         optuna_study, database = study.open_study(folder, storage, metric=metric, seed=seed)
         if "made_from" not in optuna_study.user_attrs:
+            if any((folder / TRIALS).glob("*")):
+                raise ConfigError(
+                    f"{folder}: holds trials that its database knows nothing of. Restore {study.DATABASE}, or give "
+                    "another --study."
+                )
             if command is None:
                 bindings = {f"{space_path}, line {p.line}": p.binding(p.values[0]) for p in parameters}
                 values = search_check.in_own_process(gin_files, gin_params, bindings)
@@ -288,7 +293,7 @@ def _train_command(data: str | os.PathLike[str], recipe: pathlib.Path) -> Comman
 
 def _recipe(gin_files: Sequence[str], gin_params: Sequence[str]) -> str:
     """One gin text that binds what the files and the parameters bind."""
-    parts = [config.find_recipe(file).read_text() for file in gin_files] + list(gin_params)
+    parts = [config.read_recipe(file) for file in gin_files] + list(gin_params)
     return "".join(part.rstrip("\n") + "\n" for part in parts)
 
 
@@ -299,7 +304,10 @@ def _settings(recipe: str) -> list[str]:
 def _look_at_recipe(optuna_study: optuna.Study, recipe_values: dict[str, str], parameters: Sequence[Parameter]) -> None:
     """Keeps how long the recipe trains, and makes its own values the first trial where the space holds them all."""
     values = {name: search_space.literal(text) for name, text in recipe_values.items()}
-    optuna_study.set_user_attr("epochs", values["train.run.epochs"] + values["train.run.head_epochs"])
+    epochs = [f"train.run.{name}" for name in ("epochs", "head_epochs")]
+    for name in epochs:
+        checks.number(name, values[name], at_least=0)
+    optuna_study.set_user_attr("epochs", sum(values[name] for name in epochs))
     found = {parameter.name: parameter.find(values[parameter.name]) for parameter in parameters}
     outside = [f"{name} = {recipe_values[name]}" for name, value in found.items() if value is None]
     if outside:

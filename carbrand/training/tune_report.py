@@ -151,7 +151,10 @@ def _draw_slice(panel: Axes, rows: Sequence[TrialRow], parameter: Parameter, met
         panel.set_xticks(range(len(parameter.values)), parameter.values, parse_math=False)
     else:
         _draw_points(panel, rows, metric, values)
-        panel.set_xscale("log" if parameter.kind == "log" else "linear")
+        if parameter.kind == "log":
+            low, high = parameter.values
+            panel.set_xlim(low / 1.1, high * 1.1)  # where no trial has a value, there would be none
+            panel.set_xscale("log")
     panel.set_xlabel(parameter.name)
 
 

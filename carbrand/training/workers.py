@@ -8,6 +8,7 @@ import dataclasses
 import json
 import logging
 import os
+import re
 import socket
 import time
 from collections.abc import Iterator
@@ -67,7 +68,7 @@ def here() -> Workers:
         cluster, task = config["cluster"], config["task"]
         addresses, index = tuple(map(str, cluster["worker"])), int(task["index"])
         is_known = set(cluster) == {"worker"} and task["type"] == "worker" and 0 <= index < len(addresses)
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, OverflowError):
         is_known = False
     if not is_known or not all(_is_address(address) for address in addresses):
         raise ConfigError(
@@ -185,7 +186,7 @@ def lost_ones(workers: Workers, then: str) -> Iterator[None]:
 
 def _is_address(address: str) -> bool:
     host, separator, port = address.rpartition(":")
-    return bool(host and separator) and port.isdigit()
+    return bool(host and separator) and re.fullmatch("[0-9]{1,5}", port) is not None and 0 < int(port) < 2**16
 
 
 def _split(address: str) -> tuple[str, int]:

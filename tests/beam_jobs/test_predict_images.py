@@ -78,6 +78,19 @@ def test_another_job_in_the_folder_raises(tiny_model, drawn_photos, tmp_path):
         predict_images.run(tiny_model, [str(drawn_photos / "arvena"), _one(drawn_photos)], tmp_path, workers=1)
 
 
+def test_another_model_in_the_same_folder_is_another_job(tiny_model, drawn_photos, tmp_path):
+    model = shutil.copytree(tiny_model, tmp_path / "model")
+    arguments = (model, [str(_one(drawn_photos))], tmp_path / "out")
+    predict_images.run(*arguments, workers=1)
+    described = json.loads((model / "model.json").read_text())
+    (model / "model.json").write_text(json.dumps({**described, "temperature": 3.0}))
+    with pytest.raises(ConfigError, match="holds predictions with content .* Give another folder"):
+        predict_images.run(*arguments, workers=1)
+    (tmp_path / "out" / predict_images._JOB).write_text("{")
+    with pytest.raises(ConfigError, match="damaged .* Give another folder"):
+        predict_images.run(*arguments, workers=1)
+
+
 def _one(drawn_photos):
     return str(drawn_photos / "arvena" / "0001.jpg")
 

@@ -96,6 +96,13 @@ def test_other_suffixes_raise():
         contact_sheet.format_of("sheet.gif")
 
 
+def test_a_jpeg_that_would_be_too_high_raises(tmp_path):
+    sheet = ContactSheet((2000, 2000))
+    sheet.add_photos([Cell(np.zeros((2000, 2000, 3), np.uint8), ["a"])] * 40)
+    with pytest.raises(ConfigError, match=r"a JPEG cannot be \d+ x \d+ px. Take fewer photos, or a .png"):
+        sheet.write(tmp_path / "sheet.jpg")
+
+
 def test_a_place_that_cannot_be_written_raises(tmp_path):
     (tmp_path / "file").touch()
     (tmp_path / "folder.png").mkdir()

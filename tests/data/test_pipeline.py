@@ -612,6 +612,9 @@ def test_unknown_split_raises(drawn_records):
     ("options", "message"),
     [
         ({"batch_size": 0}, "batch_size=0: give a whole number at least 1"),
+        ({"seed": 1.5}, "seed=1.5: give a whole number"),
+        ({"num_steps": -1}, "num_steps=-1: give a whole number at least 0"),
+        ({"fields": "image/filename"}, "fields='image/filename': give a list of names"),
         ({"batch_size": 2.0}, "batch_size=2.0: give a whole number at least 1"),
         ({"start_step": -1}, "start_step=-1: give a whole number at least 0"),
         ({"fields": ["image/size"]}, "fields='image/size' is not one of 'number', 'record', 'weight'"),

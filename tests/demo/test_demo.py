@@ -52,6 +52,36 @@ def test_missing_export_is_made_up_for(stages, tmp_path):
     assert stages == ["export", "predict", ["0002.jpg"]]
 
 
+@pytest.mark.parametrize("name", ["photos", "records", "run", "model"])
+def test_what_no_demo_has_made_is_left_alone(stages, tmp_path, name):
+    (tmp_path / name).mkdir()
+    with pytest.raises(ConfigError, match=f"holds {name}, which is no demo's. Give another --dir"):
+        demo.run(tmp_path, photos_per_brand=1)
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+@pytest.mark.parametrize("option", [{"photos_per_brand": 0}, {"epochs": -1}, {"epochs": float("nan")}])
+def test_numbers_that_cannot_work_leave_nothing(tmp_path, option):
+    with pytest.raises(ConfigError, match=f"--{next(iter(option))}="):
+        demo.run(tmp_path / "demo", **option)
+    assert not (tmp_path / "demo").exists()
+
+
+def test_a_demo_that_is_killed_while_it_draws_goes_on(stages, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(demo.draw, "photo", lambda *_, **__: pytest.fail("killed"))
+        with pytest.raises(pytest.fail.Exception):
+            demo.run(tmp_path, photos_per_brand=1)
+    demo.run(tmp_path, photos_per_brand=1)
+    assert (tmp_path / "photos" / "arvena" / "0001.jpg").exists()
+
+
+def test_a_damaged_note_raises(stages, tmp_path):
+    (tmp_path / "demo.json").write_text("{")
+    with pytest.raises(ConfigError, match=r"demo\.json: damaged"):
+        demo.run(tmp_path, photos_per_brand=1)
+
+
 def test_other_arguments_in_the_same_folder_raise(stages, tmp_path):
     demo.run(tmp_path, photos_per_brand=1)
     with pytest.raises(ConfigError, match="holds a demo made with .*'photos_per_brand': 1.* Give another --dir"):

@@ -16,7 +16,7 @@ def test_each_split_and_dataset_counts_for_itself(tmp_path):
 def test_half_a_line_of_a_killed_evaluation_is_no_evaluation(tmp_path):
     ledger.add(tmp_path, "test", "ab12", {})
     with (tmp_path / "evaluations.jsonl").open("ab") as file:
-        file.write('{"split": "test", "records": "ü'.encode()[:-1])
+        file.write('{}\n[1]\n{"split": "test", "records": "ü'.encode()[:-1])
     assert ledger.add(tmp_path, "test", "ab12", {}) == 2
     assert ledger.add(tmp_path, "test", "ab12", {}) == 3
 

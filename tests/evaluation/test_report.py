@@ -100,6 +100,14 @@ def test_a_report_without_its_predictions_is_no_baseline(tmp_path):
         report.load_predictions(tmp_path / "report.json")
 
 
+@pytest.mark.parametrize("content", [b"\xff\xfe", b"", b"a,b\n1,2\n"])
+def test_damaged_predictions_are_no_baseline(tmp_path, content):
+    write_small(tmp_path)
+    (tmp_path / report.PREDICTIONS).write_bytes(content)
+    with pytest.raises(DataError, match=r"predictions\.csv: damaged \(.*Run `carbrand evaluate` again"):
+        report.load_predictions(tmp_path)
+
+
 def test_load_of_a_damaged_report_raises(tmp_path):
     (tmp_path / "report.json").write_text('{"format_version": 1')
     with pytest.raises(DataError, match=r"report\.json: not JSON \(.*\)\. Run `carbrand evaluate` again\."):

@@ -173,6 +173,13 @@ def test_folder_without_an_export_raises(tmp_path, folder, what):
         exported.load(tmp_path / folder)
 
 
+@pytest.mark.parametrize("content", ["[]", "null", '{"format_version": 2}', '{"format_version": 2, "x": 1}', "{"])
+def test_a_damaged_manifest_raises(tmp_path, content):
+    (tmp_path / exported.MANIFEST).write_text(content)
+    with pytest.raises(DataError, match=r"model\.json: damaged \(.*\)\. Export the run again"):
+        exported.load(tmp_path)
+
+
 def test_export_of_another_version_raises(tiny_model, tmp_path):
     content = json.loads((tiny_model / exported.MANIFEST).read_text())
     (tmp_path / exported.MANIFEST).write_text(json.dumps({**content, "format_version": 99}))

@@ -68,6 +68,20 @@ def test_nothing_to_predict_raises(tiny_model, tmp_path, path, message):
         predict.run(tiny_model, [str(tmp_path / path)])
 
 
+@pytest.mark.parametrize("output", ["{photo}", "other.jpg", "new.PNG"])
+def test_no_photo_is_replaced(tiny_model, drawn_photos, tmp_path, output):
+    photo = shutil.copy(drawn_photos / "arvena" / "0001.jpg", tmp_path / "photo")
+    with pytest.raises(ConfigError, match="is one of the photos|is named like a photo"):
+        predict.run(tiny_model, [str(photo)], output=output.format(photo=photo))
+
+
+def test_control_characters_of_names_are_escaped(tiny_model, drawn_photos, tmp_path, capsys):
+    shutil.copy(drawn_photos / "arvena" / "0001.jpg", tmp_path / "a\n\x1b.jpg")
+    predict.run(tiny_model, [str(tmp_path)])
+    (line,) = capsys.readouterr().out.splitlines()
+    assert r"a\n\x1b.jpg" in line
+
+
 def test_no_photos_at_all_raise(tiny_model):
     with pytest.raises(ConfigError, match="No photos are given"):
         predict.run(tiny_model, [])

@@ -87,6 +87,18 @@ def test_an_array_that_is_no_photo_raises(predictor, array):
         predictor.predict([array])
 
 
+@pytest.mark.parametrize("photos", ["a.jpg", b"bytes", [None], [bytearray(b"x")]])
+def test_what_are_no_photos_raises(predictor, photos):
+    with pytest.raises(DataError, match="give a list of photos|give bytes, a path, a PIL image or an array"):
+        predictor.predict(photos)
+
+
+def test_photos_without_pixels_keep_their_place(predictor, drawn_photos):
+    good = drawn_photos / "arvena" / "0001.jpg"
+    results = predictor.predict(iter([np.zeros((0, 0, 3), np.uint8), good, "a\0b", Image.new("RGB", (0, 5))]))
+    assert [isinstance(result, Failure) for result in results] == [True, False, True, True]
+
+
 def test_one_photo_that_the_graph_cannot_decode_does_not_fail_its_neighbours(predictor, drawn_photos):
     good = predictor.normalise(drawn_photos / "arvena" / "0001.jpg")
     bad = dataclasses.replace(good, encoded=b"broken")

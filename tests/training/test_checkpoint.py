@@ -49,6 +49,30 @@ def test_damaged_newest_falls_back_to_the_one_before(tmp_path, caplog, damage):
     assert "damaged checkpoint" in caplog.text
 
 
+@pytest.mark.parametrize("last", [1, 2])
+def test_what_is_saved_after_a_fall_back_is_the_newest(tmp_path, last):
+    keeping = checkpoint.Keeping(last=last)
+    for step in (2, 5):
+        checkpoint.save_latest(tmp_path, state(step), checkpoint.Keeping(last=2))
+    (tmp_path / checkpoint.FOLDER / "step-000000005.npz").write_bytes(b"damaged")
+    for step in (3, 4):
+        checkpoint.save_latest(tmp_path, state(step), keeping)
+        assert checkpoint.load_latest(tmp_path).meta["step"] == step
+    assert len(list((tmp_path / checkpoint.FOLDER).iterdir())) == last
+
+
+def test_whichever_bit_is_another_one_the_one_before_is_fallen_back_to(tmp_path):
+    for step in (1, 2):
+        checkpoint.save_latest(tmp_path, state(step))
+    newest = tmp_path / checkpoint.FOLDER / "step-000000002.npz"
+    content = newest.read_bytes()
+    for bit in range(0, 8 * len(content), 7):
+        damaged = bytearray(content)
+        damaged[bit // 8] ^= 1 << bit % 8
+        newest.write_bytes(damaged)
+        assert checkpoint.load_latest(tmp_path).meta["step"] in (1, 2)
+
+
 def test_no_checkpoint_yet(tmp_path):
     assert checkpoint.load_latest(tmp_path / "new") is None
 

@@ -20,7 +20,7 @@ import sqlalchemy
 from carbrand import cli, config
 from carbrand.data import manifest
 from carbrand.errors import ConfigError
-from carbrand.training import study, trial_process, tune
+from carbrand.training import search_space, study, trial_process, tune, tune_report
 
 TOY = pathlib.Path(__file__).with_name("toy_training.py")
 SPACE = "optimizer.learning_rate = log(1e-4, 1)\nmodel.dropout = uniform(0, 0.9)\n"
@@ -184,6 +184,31 @@ def test_bad_arguments_raise(search, change, message):
     with pytest.raises(ConfigError, match=message) as caught:
         search(**change)
     assert "nosuch" not in str(caught.value) or "secret" not in str(caught.value)
+
+
+def test_a_start_that_failed_does_not_decide_on_the_metric(search, tmp_path):
+    (tmp_path / "study").mkdir()
+    study.open_study(tmp_path / "study", None, metric="loss", seed=0)  # a misspelt name ends it here
+    best = search(metric="accuracy").best
+    assert best.accuracy == max(row.accuracy for row in search(metric="accuracy").trials)
+    opened, _ = study.open_study(tmp_path / "study", None, metric="accuracy", seed=0)
+    assert opened.direction == study.METRICS["accuracy"]
+    with pytest.raises(ConfigError, match="with the metric accuracy, now it is loss"):
+        study.open_study(tmp_path / "study", None, metric="loss", seed=0)
+
+
+def test_trials_without_their_database_are_left_alone(search, tmp_path):
+    search()
+    (tmp_path / "study" / study.DATABASE).unlink()
+    with pytest.raises(ConfigError, match="trials that its database knows nothing of. Restore study.db, or give anoth"):
+        search()
+
+
+def test_a_picture_of_trials_without_a_value_is_drawn(tmp_path):
+    parameters = [search_space.Parameter("optimizer.learning_rate", "log", (1e-4, 1.0), 1)]
+    row = tune_report.TrialRow(0, "failed", None, None, 0, 0.0, {"optimizer.learning_rate": 0.1}, "killed")
+    tune_report.draw(tmp_path / "study.png", [row], parameters, {}, "loss")
+    assert (tmp_path / "study.png").exists()
 
 
 def test_values_do_not_depend_on_interruptions(search, tmp_path):

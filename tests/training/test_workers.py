@@ -67,6 +67,9 @@ def test_a_cluster_of_one_is_no_cluster(tf_config):
         {"cluster": {"worker": ["a:1", "b:2"]}, "task": {"type": "worker", "index": 2}},
         {"cluster": {"worker": ["a:1", "b:2"]}, "task": {"type": "evaluator", "index": 0}},
         {"cluster": {"worker": ["a:1", "b"]}, "task": {"type": "worker", "index": 0}},
+        {"cluster": {"worker": ["a:1", "b:99999"]}, "task": {"type": "worker", "index": 0}},
+        {"cluster": {"worker": ["a:1", "b:²"]}, "task": {"type": "worker", "index": 0}},
+        {"cluster": {"worker": ["a:1", "b:2"]}, "task": {"type": "worker", "index": 1e400}},
         {"cluster": {"worker": ["a:1", "b:2"], "ps": ["c:3"]}, "task": {"type": "worker", "index": 0}},
     ],
 )
