@@ -57,8 +57,8 @@ def open_study(folder: pathlib.Path, url: str | None, *, metric: str, seed: int)
         if study.get_trials(deepcopy=False):
             (theirs,) = (name for name, direction in METRICS.items() if direction == study.direction)
             raise ConfigError(
-                f"{folder}: the study was started with the metric {theirs}, now it is {metric}. Go on with the same, or "
-                "give another --study."
+                f"{folder}: the study was started with the metric {theirs}, now it is {metric}. Go on with the same, "
+                "or give another --study."
             )
         optuna.delete_study(study_name=name, storage=storage)  # of a start that failed
         study = make(sampler=_TpeByNumber(seed))
