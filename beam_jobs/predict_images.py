@@ -106,8 +106,7 @@ def run(
     with files.locked(folder / _LOCK, f"{output}: another job writes predictions into it."):
         num_photos, shards, fingerprint = _write_photos(folder / _PHOTOS, names, photos_per_shard)
         job = Job(str(model), str(folder), output_format, len(shards))
-        content = {path.name: files.sha256_of_file(path) for path in exported.content(model)}
-        facts = {**dataclasses.asdict(job), "content": files.fingerprint(content)}
+        facts = {**dataclasses.asdict(job), "model_fingerprint": exported.fingerprint(model)}
         facts |= {"photos": num_photos, "list": fingerprint}
         _begin(folder, facts, output)
         options = runners.make_options(num_photos, workers=workers, beam_args=beam_args)

@@ -65,9 +65,13 @@ def _run(options: argparse.Namespace) -> int:
         message = str(error).splitlines()[0]  # gin adds lines on where it called what
         print(f"{type(error).__name__}: {message}", file=sys.stderr)
         return error.exit_code
-    except BrokenPipeError:  # who read the output has enough of it
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
+    except BrokenPipeError:
+        try:
+            sys.stdout.flush()
+        except BrokenPipeError:  # who reads the output has enough of it
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 1
+        raise
     except OSError as error:
         if error.filename is None:  # of no file that the user named
             raise

@@ -134,9 +134,10 @@ def load_graph(folder: str | os.PathLike[str]) -> Any:
         raise DataError(f"{path}: the graph cannot be loaded ({reason}). Export the run again.") from error
 
 
-def content(version_folder: str | os.PathLike[str]) -> list[pathlib.Path]:
-    """The files that decide on the answers of a version."""
-    return [pathlib.Path(version_folder) / MANIFEST, *sorted(pathlib.Path(version_folder).glob("variables/*"))]
+def fingerprint(version_folder: str | os.PathLike[str]) -> str:
+    """Another text for a version that answers otherwise."""
+    paths = [pathlib.Path(version_folder) / MANIFEST, *pathlib.Path(version_folder).glob("variables/*")]
+    return files.fingerprint({path.name: files.sha256_of_file(path) for path in paths})
 
 
 def write(version_folder: str | os.PathLike[str], exported: Exported) -> None:

@@ -110,10 +110,9 @@ def memory(trainer: Trainer, phase: Phase) -> Iterator[None]:
         yield
     except tf.errors.ResourceExhaustedError as error:
         case = Case(trainer.data, trainer.manifest, trainer.settings, machine.look(), trainer.run, trainer.workers)
-        sizes: list[float] = [size for size in case.machine.gpu_bytes if size is not None] or [
-            cases.free_bytes_each(case) or 0
-        ]
-        batch = min(cases.fitting_batch(case, min(sizes)), trainer.batch_size // 2)
+        known = [size for size in case.machine.gpu_bytes if size is not None]
+        each = min(known) if known else cases.free_bytes_each(case) or 0
+        batch = min(cases.fitting_batch(case, each), trainer.batch_size // 2)
         smaller = f", or train.run.batch_size = {batch}, which is another training" if batch else ""
         raise ConfigError(
             f"train.run.batch_size={trainer.batch_size}: a step of the {phase.name} phase does not fit into the memory "

@@ -84,7 +84,7 @@ def test_another_model_in_the_same_folder_is_another_job(tiny_model, drawn_photo
     predict_images.run(*arguments, workers=1)
     described = json.loads((model / "model.json").read_text())
     (model / "model.json").write_text(json.dumps({**described, "temperature": 3.0}))
-    with pytest.raises(ConfigError, match="holds predictions with content .* Give another folder"):
+    with pytest.raises(ConfigError, match="holds predictions with model_fingerprint .* Give another folder"):
         predict_images.run(*arguments, workers=1)
     (tmp_path / "out" / predict_images._JOB).write_text("{")
     with pytest.raises(ConfigError, match="damaged .* Give another folder"):
