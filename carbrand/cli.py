@@ -73,9 +73,11 @@ def _run(options: argparse.Namespace) -> int:
             return 1
         raise
     except OSError as error:
-        if error.filename is None:  # of no file that the user named
+        # gin raises another one in its place, without these attributes.
+        first = error.__context__ if isinstance(error.__context__, OSError) else error
+        if first.filename is None:  # of no file that the user named
             raise
-        print(f"{type(error).__name__}: {error.filename}: {error.strerror}. Look at this path.", file=sys.stderr)
+        print(f"{type(first).__name__}: {first.filename}: {first.strerror}. Look at this path.", file=sys.stderr)
         return CarbrandError.exit_code
     except KeyboardInterrupt:
         print("Interrupted.", file=sys.stderr)

@@ -257,6 +257,12 @@ def test_a_path_that_cannot_be_is_one_line(
     assert placed(message) in one_line(capsys)
 
 
+def test_a_path_that_training_cannot_write_is_one_line(drawn_records, tmp_path, capsys):
+    (tmp_path / "config.gin").mkdir()
+    assert carbrand("train", "--data", drawn_records, "--run", tmp_path, "--gin_file", "smoke") == 2
+    assert f"{tmp_path}/config.gin: Is a directory. Look at this path." in one_line(capsys)
+
+
 def test_names_that_the_terminal_cannot_show_are_escaped(tiny_model, drawn_photos, tmp_path):
     shutil.copy(drawn_photos / "arvena" / "0001.jpg", tmp_path / "é.jpg")
     command = [sys.executable, "-m", "carbrand", "predict", "--model", tiny_model, tmp_path / "é.jpg"]
