@@ -5,6 +5,7 @@ import io
 import logging
 import os
 import pathlib
+import select
 import subprocess
 import sys
 import time
@@ -66,12 +67,12 @@ def _run(options: argparse.Namespace) -> int:
         print(f"{type(error).__name__}: {message}", file=sys.stderr)
         return error.exit_code
     except BrokenPipeError:
-        try:
-            sys.stdout.flush()
-        except BrokenPipeError:  # who reads the output has enough of it
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return 1
-        raise
+        output = select.poll()
+        output.register(sys.stdout.fileno(), 0)
+        if not output.poll(0):  # it is another pipe that is broken
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # who read the output has enough of it
+        return 1
     except OSError as error:
         # gin raises another one in its place, without these attributes.
         first = error.__context__ if isinstance(error.__context__, OSError) else error
