@@ -127,22 +127,25 @@ def read_jsonl(path: str | os.PathLike[str]) -> Iterator[Any]:
         yield from map(json.loads, file)
 
 
-def read_log(path: str | os.PathLike[str], containing: bytes = b"") -> Iterator[Any]:
-    """The rows of a file that grows line by line, if it is there; what a killed process left of a line is left out.
+def read_log(path: str | os.PathLike[str], containing: bytes = b"") -> Iterator[dict[str, Any]]:
+    """The rows of a file that grows line by line, if it is there: JSON objects; lines that are none are left out.
+
+    Such as the half of a line that a killed process has left.
 
     Args:
       path: Of the file.
       containing: What the lines of the rows contain; the others are not parsed.
     """
-    if not pathlib.Path(path).exists():
-        return
-    for line in pathlib.Path(path).read_bytes().splitlines():
-        try:
-            row = json.loads(line) if containing in line else None
-        except ValueError:
-            continue
-        if row is not None:
-            yield row
+    path = pathlib.Path(path)
+    lines = path.read_bytes().splitlines() if path.exists() else []
+    for line in lines:
+        if containing in line:
+            try:
+                row = json.loads(line)
+            except ValueError:
+                continue
+            if isinstance(row, dict):
+                yield row
 
 
 def remove_tree(folder: str | os.PathLike[str]) -> None:

@@ -59,9 +59,10 @@ def _check_folder(path: str) -> None:
 
 
 def _check_no_brand_is_empty(root: str, with_photos: set[str]) -> None:
+    real = pathlib.Path(root).resolve()
     for folder in sorted(path for path in pathlib.Path(root).iterdir() if path.is_dir()):
         name = paths.shown(os.fspath(folder.name))
-        if pathlib.Path(root).resolve().is_relative_to(folder.resolve()):
+        if real.is_relative_to(folder.resolve()):
             continue  # a link that leads back, which has been told
         if not name.startswith(".") and brands.normalise(name) not in with_photos:
             raise errors.DataError(f"{folder}: a brand's folder without a file. Put photos into it, or remove it.")

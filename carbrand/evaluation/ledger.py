@@ -32,12 +32,12 @@ def add(data: str | os.PathLike[str], split: str, records: str, entry: dict[str,
     try:
         with path.open("a+b") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
-            file.seek(0)
-            end_of_half = b"" if file.read()[-1:] in (b"", b"\n") else b"\n"
+            file.seek(max(file.tell() - 1, 0))
+            end_of_half = b"" if file.read(1) in (b"", b"\n") else b"\n"
             file.write(end_of_half + json.dumps(row, ensure_ascii=False).encode() + b"\n")
             file.flush()
             rows = list(files.read_log(path))
     except OSError as error:
         log.warning("%s: cannot be written (%s), so nobody will know that %s was evaluated.", path, error, split)
         return None
-    return sum(isinstance(row, dict) and (row.get("split"), row.get("records")) == (split, records) for row in rows)
+    return sum((row.get("split"), row.get("records")) == (split, records) for row in rows)

@@ -136,27 +136,18 @@ def load(path: str | os.PathLike[str]) -> State:
 
 
 def save_latest(run: pathlib.Path, state: State, keeping: Keeping = Keeping()) -> None:
-    """Saves `state` as the run's newest checkpoint and removes those that need not be kept.
+    """Makes `state` the run's newest checkpoint and removes those that need not be kept.
 
-    One of a later step is damaged: the run could not go on from it.
+    Those of later steps go: they are damaged, or the run has gone back from them.
     """
     newest = _path(run, state.meta["step"])
     save(newest, state)
-    best = {_path(run, step) for step in keeping.best_steps(state.meta["validations"])}
     paths = _checkpoints(run)
-    until_now = [path for path in paths if path <= newest]
+    kept = {_path(run, step) for step in keeping.best_steps(state.meta["validations"])}
+    kept.update([path for path in paths if path <= newest][-keeping.last :])
     for path in paths:
-        if path not in until_now[-keeping.last :] and (path > newest or path not in best):
+        if path > newest or path not in kept:
             path.unlink()
-
-
-def go_back_to(run: pathlib.Path, state: State) -> None:
-    """Makes `state` the run's newest checkpoint: removes those of later steps."""
-    path = _path(run, state.meta["step"])
-    save(path, state)
-    for later in _checkpoints(run):
-        if later > path:
-            later.unlink()
 
 
 def load_oldest(run: pathlib.Path) -> State:

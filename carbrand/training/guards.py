@@ -14,7 +14,7 @@ from carbrand.training import batches, cases, checkpoint, machine
 from carbrand.training.cases import Case
 from carbrand.training.settings import Phase
 from carbrand.training.step import StepResult
-from carbrand.training.trainer import Trainer, Validation, resume, state_of
+from carbrand.training.trainer import Trainer, Validation, resume, save
 
 NOT_FINITE_FILE = "not_finite.json"
 RATE_FACTOR = 0.1  # of the learning rates after the first gradient that was not finite
@@ -92,8 +92,7 @@ def roll_back(trainer: Trainer, error: NotFiniteError) -> None:
         raise GateError(f"{run}: {what} Lower optimizer.learning_rate, or look at these photos.")
     state = checkpoint.load_oldest(run)
     resume(trainer, dataclasses.replace(state, meta={**state.meta, "rate_factor": RATE_FACTOR}))
-    if trainer.workers.is_chief:
-        checkpoint.go_back_to(run, state_of(trainer))
+    save(trainer)
     log.warning("%s: %s Going back to step %d with %g of the rates.", run, what, trainer.step, RATE_FACTOR)
 
 
