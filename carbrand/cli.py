@@ -74,11 +74,11 @@ def _run(options: argparse.Namespace) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # who read the output has enough of it
         return 1
     except OSError as error:
-        # gin raises another one in its place, without these attributes.
-        first = error.__context__ if isinstance(error.__context__, OSError) else error
-        if first.filename is None:  # of no file that the user named
+        if error.filename is None and isinstance(error.__context__, OSError):
+            error = error.__context__  # in whose place gin has raised one without these attributes
+        if error.filename is None:  # of no file that the user named
             raise
-        print(f"{type(first).__name__}: {first.filename}: {first.strerror}. Look at this path.", file=sys.stderr)
+        print(f"{type(error).__name__}: {error.filename}: {error.strerror}. Look at this path.", file=sys.stderr)
         return CarbrandError.exit_code
     except KeyboardInterrupt:
         print("Interrupted.", file=sys.stderr)

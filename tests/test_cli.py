@@ -263,6 +263,18 @@ def test_a_path_that_training_cannot_write_is_one_line(drawn_records, tmp_path, 
     assert f"{tmp_path}/config.gin: Is a directory. Look at this path." in one_line(capsys)
 
 
+def test_the_path_of_the_last_error_is_named(monkeypatch, capsys):
+    def fails(_):
+        try:
+            raise FileNotFoundError(2, "No such file or directory", "first")
+        except FileNotFoundError:
+            raise PermissionError(13, "Permission denied", "second")  # noqa: B904
+
+    monkeypatch.setattr(cli, "_verify", fails)
+    assert carbrand("verify", "records") == 2
+    assert one_line(capsys) == "PermissionError: second: Permission denied. Look at this path."
+
+
 def test_names_that_the_terminal_cannot_show_are_escaped(tiny_model, drawn_photos, tmp_path):
     shutil.copy(drawn_photos / "arvena" / "0001.jpg", tmp_path / "é.jpg")
     command = [sys.executable, "-m", "carbrand", "predict", "--model", tiny_model, tmp_path / "é.jpg"]
