@@ -3,11 +3,11 @@
 import dataclasses
 from collections.abc import Iterable, Iterator
 
-from beam_jobs import build_output, check_photos, find_copies, packed, report, runners
+from beam_jobs import build_output, checking, find_copies, packed, report, runners
+from beam_jobs.checking import Checked
 from carbrand.data import duplicates, splits
 
 beam = runners.beam  # not imported here: runners keeps it quiet
-Checked = check_photos.Checked
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,7 +84,7 @@ def _links(resolution: duplicates.Resolution, group_by: str) -> Iterator[tuple[s
     first = resolution.kept[0].source.group
     for copy in (*resolution.kept, *(copy for copy, _ in resolution.left_out)):
         # An old photo's group may have been joined with others; its own name for it still leads there.
-        groups = {copy.source.group, check_photos.column_group(copy.source.photo, group_by)} - {"", first}
+        groups = {copy.source.group, checking.column_group(copy.source.photo, group_by)} - {"", first}
         if copy not in resolution.kept:
             groups.discard(copy.sha256)  # no other photo is in that group
         for group in sorted(groups):

@@ -1,37 +1,17 @@
 """The build: labelled photos -> a records folder. Checks, normalises, finds copies, splits and shards.
 
-Only metadata passes between the steps. Pixels wait in a cache on disk, from which a build that was stopped goes on, so
-all workers need to share that disk. What the pipeline found reaches this process in files, not in metrics.
+Beam, which takes a second to load, is loaded only where it is needed: what cannot work is said before.
 """
 
-import dataclasses
 import functools
 import os
 import pathlib
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
-import numpy as np
-
-from beam_jobs import (
-    assign_splits,
-    build_output,
-    check_photos,
-    find_copies,
-    finish_build,
-    packed,
-    progress,
-    remote,
-    report,
-    runners,
-    sharded_writer,
-)
-from carbrand import checks, errors
-from carbrand.data import brands, catalogue, leakage, manifest, paths, records, sources
-
-beam = runners.beam  # not imported here: runners keeps it quiet
-
-LEAK_BUCKETS = 256  # of the leakage gate; 54 bytes per photo are held while one of them is checked
+from beam_jobs import build_output, checking, finish_build, local_worker, progress
+from carbrand import checks, errors, files
+from carbrand.data import brands, local_files, manifest, paths, sources
 
 
 def run(
@@ -82,6 +62,8 @@ def run(
     """
     sizing = _sizing(num_shards, shard_mib, readers)
     checks.number("--max_reject_fraction", max_reject_fraction, at_least=0, at_most=1)
+    if workers is not None:
+        checks.number("--workers", workers, at_least=1, whole=True)
     previous = finish_build.load_previous(append_to) if append_to is not None else None
     if previous and choices:
         own = build_output.Choices.of(previous.dataset).command
@@ -91,101 +73,54 @@ def run(
     if cache_dir is not None:
         checks.folder("--cache_dir", cache_dir)
     names = _names(aliases, brand_from, previous)
-    remote.set_options(runners.make_options(1, workers=workers, beam_args=beam_args))  # listing needs them
-    with build_output.locked(output_path), runners.disk_full_is_an_error(str(output_path)):
+    if beam_args or paths.is_remote(os.fspath(source)):
+        _set_file_systems(workers, beam_args)  # listing needs them
+    with build_output.locked(output_path), files.full_disk_is_an_error(str(output_path)):
         listing = _list(source, output_path, names, columns or {}, paths_from, previous)
         settings = _settings(output_path, cache_dir, listing, names, choices, sizing, previous)
         if (output_path / manifest.FILE_NAME).exists() and not overwrite:
             return finish_build.already_complete(settings, listing, previous, max_reject_fraction)
         build_output.remove_old_output(settings)
-        options = runners.make_options(settings.num_photos, workers=workers, beam_args=beam_args)
         with progress.shown(settings.progress_path, settings.num_photos):
-            runners.run(
-                functools.partial(build_pipeline, listing.paths, previous, settings), options, folder=settings.work_dir
-            )
+            if _is_checked_ahead(listing, settings, workers, beam_args):
+                checking.check_ahead(listing.paths, settings)
+            _run_pipeline(listing, previous, settings, workers, beam_args)
         finished = finish_build.run(settings, listing, previous, max_reject_fraction)
     print(finish_build.summary(finished, settings.output_dir))
     return finished.dataset
 
 
-def build_pipeline(
-    listing_paths: tuple[str, ...],
+def _is_checked_ahead(
+    listing: sources.Listing, settings: build_output.Settings, workers: int | None, beam_args: Sequence[str]
+) -> bool:
+    """Whether the photos are few, on this machine, and the user has not said who is to check them."""
+    is_free = workers is None and not beam_args
+    is_local = listing.root and not paths.is_remote(listing.root)
+    return bool(is_free and is_local and local_worker.default_number(settings.num_photos) == 1)
+
+
+def _set_file_systems(workers: int | None, beam_args: Sequence[str]) -> None:
+    """Passes Beam's options on to its file systems, in which they find their server."""
+    from beam_jobs import remote, runners
+
+    remote.set_options(runners.make_options(1, workers=workers, beam_args=beam_args))
+
+
+def _run_pipeline(
+    listing: sources.Listing,
     previous: finish_build.Previous | None,
     settings: build_output.Settings,
-    pipeline: beam.Pipeline,
+    workers: int | None,
+    beam_args: Sequence[str],
 ) -> None:
-    """Applies the steps of the build to `pipeline`, whose elements are packs of what is noted.
+    from beam_jobs import build_pipeline, runners
 
-    One leaf, and tags nowhere: some runners drop the others.
-    """
-    new = pipeline | "CheckPhotos" >> check_photos.CheckPhotos(listing_paths, settings)  # Checked
-    checked = (new,)
-    if previous:
-        read_old = check_photos.ReadOldPhotos(previous.folder, previous.dataset, settings)
-        checked += pipeline | "OldPhotos" >> read_old  # Checked, twice
-    photos = checked | "FindCopies" >> find_copies.FindCopies(settings)  # Resolution
-    placed = photos | "AssignSplits" >> assign_splits.AssignSplits(settings)  # Placed
-    shards = (
-        placed
-        | "Record" >> packed.Map(_record, settings)  # sharded_writer.Record
-        | "WriteShards"
-        >> sharded_writer.WriteShards(
-            settings.output_dir,
-            settings.index_dir,
-            functools.partial(encode, settings),
-            shuffle_dir=settings.shuffle_dir,
-            num_parts=settings.num_parts,
-            seed=settings.choices.seed,
-            sizing=settings.sizing,
-        )  # a shard alone, no pack: sharded_writer.WrittenShard
-    )
-    leaks = (
-        shards
-        | "KeysOfShard" >> beam.Map(_keys_of_shard, settings)  # (bucket, leakage.KEY_DTYPE as bytes)
-        | "GroupKeys" >> packed.GroupBytes(settings.shuffle_dir)  # a bucket alone, no pack: (bucket, [Slice])
-        | "LeakRows" >> beam.Map(_leak_rows)  # report.Row
-    )
-    _ = (
-        new | "RejectRows" >> packed.FlatMap(_reject_rows),  # report.Row
-        photos | "CopyRows" >> packed.FlatMap(find_copies.rows_of),  # report.Row
-        placed | "MovedRows" >> packed.FlatMap(assign_splits.rows_of, settings.split_rule),  # report.Row
-        shards | "ShardRows" >> beam.Map(_shard_row),  # report.Row
-        leaks,
-    ) | "WriteRows" >> report.WriteRows(settings.report_dir, settings.shuffle_dir)  # None
+    options = runners.make_options(settings.num_photos, workers=workers, beam_args=beam_args)
+    build = functools.partial(build_pipeline.build, listing.paths, previous, settings)
+    runners.run(build, options, folder=settings.work_dir)
 
 
-def encode(settings: build_output.Settings, record: sharded_writer.Record) -> tuple[bytes, catalogue.Row]:
-    """The payload of `record`, with its pixels from the cache, and its row of the catalogue.
-
-    Raises:
-        BuildError: if the cache entry is gone.
-    """
-    checked = record.source
-    assert isinstance(checked, check_photos.Checked)
-    entry = check_photos.cached_image(settings.cache_dir, checked.cache_key, checked.name)
-    row = check_photos.row_of(checked, entry)
-    payload = records.encode(
-        {
-            "image/class/label": record.label,
-            "image/class/text": row.brand.encode(),
-            "image/encoded": entry.encoded,
-            "image/filename": row.name.encode(),
-            "image/group": row.group.encode(),
-            "image/hash/perceptual": row.perceptual_hash.encode(),
-            "image/height": row.height,
-            "image/key/sha256": row.sha256.encode(),
-            "image/model": row.model.encode(),
-            "image/source/height": row.original_height,
-            "image/source/label": row.label.encode(),
-            "image/source/width": row.original_width,
-            "image/width": row.width,
-        }
-    )
-    check_photos.count_one(settings, progress.WRITTEN)
-    return payload, row
-
-
-def _sizing(num_shards: int | None, shard_mib: int, readers: int) -> sharded_writer.Sizing:
+def _sizing(num_shards: int | None, shard_mib: int, readers: int) -> build_output.Sizing:
     if num_shards is not None:
         checks.number("--num_shards", num_shards, at_least=1, whole=True)
     checks.number("--shard_mib", shard_mib, at_least=1, whole=True)
@@ -195,7 +130,7 @@ def _sizing(num_shards: int | None, shard_mib: int, readers: int) -> sharded_wri
             f"--num_shards={num_shards}: {readers} readers need at least {2 * readers}. Give more shards, or leave "
             "--num_shards out."
         )
-    return sharded_writer.Sizing(num_shards, shard_mib * 2**20, readers)
+    return build_output.Sizing(num_shards, shard_mib * 2**20, readers)
 
 
 def _check_folders(
@@ -254,7 +189,7 @@ def _list(
         brand_names=names,
         columns=columns,
         paths_from=paths_from,
-        files=remote.FILES,
+        files=_files(source),
         spool_dir=work_path / "spool",
     )
     known = previous.dataset.brands if previous else ()
@@ -266,13 +201,22 @@ def _list(
         raise
 
 
+def _files(source: str | os.PathLike[str]) -> sources.Files:
+    """Where to find the files that a source names."""
+    if not paths.is_remote(os.fspath(source)):
+        return local_files
+    from beam_jobs import remote
+
+    return remote.FILES
+
+
 def _settings(
     output_path: pathlib.Path,
     cache_dir: str | os.PathLike[str] | None,
     listing: sources.Listing,
     names: brands.Names,
     choices: build_output.Choices | None,
-    sizing: sharded_writer.Sizing,
+    sizing: build_output.Sizing,
     previous: finish_build.Previous | None,
 ) -> build_output.Settings:
     old = previous.dataset if previous else None
@@ -295,54 +239,3 @@ def _brands(listing: sources.Listing, previous: finish_build.Previous | None) ->
     """In the order of the labels: those of an older dataset keep theirs."""
     old = previous.dataset.brands if previous else ()
     return (*old, *sorted(set(listing.brand_counts) - set(old)))
-
-
-def _record(placed: assign_splits.Placed, settings: build_output.Settings) -> sharded_writer.Record:
-    checked = placed.checked
-    brand = checked.photo.brand
-    return sharded_writer.Record(
-        placed.split, f"{checked.sha256}/{brand}", settings.brands.index(brand), checked.num_bytes, checked
-    )
-
-
-def _reject_rows(checked: check_photos.Checked) -> Iterator[report.Row]:
-    if checked.rejection is not None:
-        yield report.row(
-            "rejected",
-            {
-                "name": checked.name,
-                "uri": paths.shown(checked.photo.uri),
-                "brand": checked.photo.brand,
-                "reason": checked.rejection.reason,
-                "detail": checked.rejection.detail,
-            },
-        )
-
-
-def _shard_row(written: sharded_writer.WrittenShard) -> packed.Pack:
-    return packed.Pack([report.row("shard", {"name": written.shard.name, **dataclasses.asdict(written)})])
-
-
-def _keys_of_shard(written: sharded_writer.WrittenShard, settings: build_output.Settings) -> packed.Pack:
-    """What the finished file says, not what the steps before meant to write."""
-    shard, may_recur = written.shard, settings.choices.conflicts == "keep"
-    keys = leakage.Keys(written.split, written.number, shard.records, photos_may_recur=may_recur)
-    path = pathlib.Path(settings.output_dir, shard.name)
-    with path.open("rb") as file:
-        for number, payload in enumerate(records.read_all(file, where=str(path))):
-            sha256, group = (records.parse_bytes(payload, name) for name in ("image/key/sha256", "image/group"))
-            keys.add(number, sha256=bytes(sha256), group=bytes(group))
-    return packed.Pack(leakage.by_bucket(keys.array(), LEAK_BUCKETS))
-
-
-def _leak_rows(element: tuple[int, Iterable[packed.Slice]]) -> packed.Pack:
-    keys = np.frombuffer(packed.join(element[1]), leakage.KEY_DTYPE)
-    return packed.Pack(report.row("leak", _leak_row(pair)) for pair in leakage.find(keys))
-
-
-def _leak_row(pair: np.ndarray) -> dict[str, object]:
-    places = [
-        {"split": manifest.SPLITS[key["split"]], "shard": int(key["shard"]), "record": int(key["record"])}
-        for key in pair[::-1]
-    ]
-    return {"name": str(places), "is_group": bool(pair[0]["is_group"]), "places": places}

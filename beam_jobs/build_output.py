@@ -7,12 +7,12 @@ import re
 import shutil
 from collections.abc import Iterator
 
-from beam_jobs import sharded_writer
 from carbrand import checks, files
 from carbrand.data import duplicates, images, manifest, splits
 
 WORK_FOLDER = ".carbrand-build"  # in the output folder, until the build is complete
 _MAX_PHOTOS_PER_PART = 50_000  # 500 MB
+_SHARD_BYTES = 128 * 2**20  # about; large enough for sequential reads, small enough to spread over workers
 
 _NUMBER = r"\d{5,}-of-\d{5,}"
 _SPLIT = f"({'|'.join(manifest.SPLITS)})"
@@ -75,6 +75,46 @@ class Choices:
 
 
 @dataclasses.dataclass(frozen=True)
+class Sizing:
+    """How many shards to make.
+
+    Attributes:
+        num_train_shards: exactly so many for train (but no more than it has records), as many in proportion for the
+            others; None: by size.
+        shard_bytes: about, per shard.
+        num_readers: that will read at once; each gets at least two shards of train.
+    """
+
+    num_train_shards: int | None = None
+    shard_bytes: int = _SHARD_BYTES
+    num_readers: int = 1
+
+    @property
+    def command(self) -> str:
+        """The options of `carbrand build` that stand for this, but for defaults."""
+        options = [f"--num_shards {self.num_train_shards}"] if self.num_train_shards is not None else []
+        options += [f"--shard_mib {self.shard_bytes // 2**20}"] if self.shard_bytes != _SHARD_BYTES else []
+        options += [f"--readers {self.num_readers}"] if self.num_readers != 1 else []
+        return "".join(f" {option}" for option in options)
+
+    def num_shards(self, sizes: dict[str, int], num_bytes: dict[str, int]) -> dict[str, int]:
+        """How many shards each split gets: at least one, and at most one per record.
+
+        Args:
+            sizes: records per split, none of them 0.
+            num_bytes: per split.
+        """
+        num_train = sizes.get("train", max(sizes.values()))
+        if self.num_train_shards is None:
+            wanted = {split: round(num_bytes[split] / self.shard_bytes) for split in sizes}
+            if "train" in wanted:
+                wanted["train"] = max(wanted["train"], 2 * self.num_readers)
+        else:
+            wanted = {split: round(self.num_train_shards * size / num_train) for split, size in sizes.items()}
+        return {split: min(max(wanted[split], 1), size) for split, size in sizes.items()}
+
+
+@dataclasses.dataclass(frozen=True)
 class Settings:
     """What the steps of a build need to know; see `build_dataset.run`."""
 
@@ -87,7 +127,7 @@ class Settings:
     has_groups: bool
     num_photos: int
     choices: Choices
-    sizing: sharded_writer.Sizing
+    sizing: Sizing
 
     @property
     def work_dir(self) -> str:
@@ -98,6 +138,11 @@ class Settings:
     def index_dir(self) -> str:
         """For the parts of the index, one file per shard."""
         return f"{self.work_dir}/index"
+
+    @property
+    def ahead_dir(self) -> str:
+        """For what is known of photos before Beam is loaded; see `checking.check_ahead`."""
+        return f"{self.work_dir}/ahead"
 
     @property
     def shuffle_dir(self) -> str:
@@ -160,6 +205,6 @@ def remove_old_output(settings: Settings) -> None:
     for path in output.iterdir():
         if _OUTPUT.fullmatch(path.name):
             path.unlink()
-    for folder in (settings.index_dir, settings.report_dir, settings.shuffle_dir):
+    for folder in (settings.ahead_dir, settings.index_dir, settings.report_dir, settings.shuffle_dir):
         shutil.rmtree(folder, ignore_errors=True)
     pathlib.Path(settings.progress_path).unlink(missing_ok=True)

@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from beam_jobs import build_output, check_photos, packed, progress, report, runners
+from beam_jobs import build_output, checking, packed, progress, report, runners
+from beam_jobs.checking import Checked
 from carbrand.data import duplicates, images, near_duplicates, paths
 
 beam = runners.beam  # not imported here: runners keeps it quiet
-Checked = check_photos.Checked
 
 MAX_CONFIRMED = 30  # candidates of one photo: thousands of shots in one pose would take hours; the most alike are tried
 
@@ -149,12 +149,12 @@ def _confirm(element: tuple[str, Iterable[str]], settings: build_output.Settings
     for other, other_thumbnail in candidates[:MAX_CONFIRMED]:
         if near_duplicates.are_copies(thumbnail, other_thumbnail):
             yield name, other
-    check_photos.count_one(settings, progress.COMPARED)
+    checking.count_one(settings, progress.COMPARED)
 
 
 @functools.lru_cache(maxsize=1024)  # 4 MB: photos of one studio are asked for again and again
 def _thumbnail(cache_dir: str, key: str) -> np.ndarray:
-    encoded = check_photos.cached_image(cache_dir, key, key).encoded
+    encoded = checking.cached_image(cache_dir, key, key).encoded
     return images.grey_thumbnail(encoded, near_duplicates.THUMBNAIL_PX)
 
 

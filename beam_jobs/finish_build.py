@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 import carbrand
-from beam_jobs import build_output, check_photos, report, sharded_writer
+from beam_jobs import build_output, checking, report
 from carbrand import errors, files
 from carbrand.data import (
     brands,
@@ -152,7 +152,7 @@ def _join_split(settings: build_output.Settings, name: str, shards: list[dict[st
         num_records = sum(row["shard"]["records"] for row in rows)
         np.lib.format.write_array_header_1_0(file, manifest.index_header(num_records))
         for row in rows:
-            part = np.load(pathlib.Path(settings.index_dir, sharded_writer.index_part(name, row["number"])))
+            part = np.load(pathlib.Path(settings.index_dir, manifest.index_part(name, row["number"])))
             brand_counts += np.bincount(part["label"], minlength=len(settings.brands))
             file.write(part.tobytes())
     return manifest.Split(tuple(manifest.Shard(**row["shard"]) for row in rows), tuple(brand_counts.tolist()))
@@ -269,7 +269,7 @@ def _page(settings: build_output.Settings, previous: Previous | None, built: man
         keys = [images.cache_key(sha256, resize_short_px=built.resize_short_px, jpeg_quality=built.jpeg_quality)]
         if previous:
             keys = keys if int(sha256[:16], 16) in new else []
-            keys.append(check_photos.old_cache_key(previous.dataset.fingerprint, sha256))
+            keys.append(checking.old_cache_key(previous.dataset.fingerprint, sha256))
         entries = (cache.load(settings.cache_dir, key) for key in keys)
         return next((entry.encoded for entry in entries if isinstance(entry, images.NormalisedImage)), None)
 

@@ -1,7 +1,6 @@
 """Files in buckets and on HDFS, through Beam's file systems, and on this machine: one way to be `sources.Files`."""
 
 import contextlib
-import os
 from collections.abc import Iterator
 from typing import BinaryIO
 
@@ -26,7 +25,7 @@ def is_remote(uri: str) -> bool:
 
 
 def read(uri: str, max_bytes: int) -> bytes:
-    """The first `max_bytes` of a file.
+    """The first `max_bytes` of a remote file.
 
     Raises:
         ConfigError: if Beam's package for such URIs is not installed.
@@ -35,9 +34,6 @@ def read(uri: str, max_bytes: int) -> bytes:
         BuildError: if it cannot be read now.
     """
     with _clear_errors(uri), open(uri) as file:
-        if not is_remote(uri):  # else Python would make room for max_bytes
-            size = os.fstat(file.fileno()).st_size
-            max_bytes = min(max_bytes, size + 1) if size else max_bytes  # some file systems state none
         return file.read(max_bytes)
 
 

@@ -1,6 +1,7 @@
 """What a pipeline tells the process that started it: rows of some kinds, through sorted files, not through metrics.
 
 Metrics differ between runners, and count a step twice that ran twice; files that are written under fixed names do not.
+`write_rows.WriteRows` writes them.
 """
 
 import hashlib
@@ -11,10 +12,7 @@ import pathlib
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from beam_jobs import packed, runners
 from carbrand import files
-
-beam = runners.beam  # not imported here: runners keeps it quiet
 
 Row = tuple[str, dict[str, Any]]  # the file that it goes to, and a JSON object; see `row`
 
@@ -25,24 +23,6 @@ def row(kind: str, content: dict[str, Any]) -> Row:
     """A row of one kind; `content` is a JSON object with a "name"."""
     part = hashlib.sha256(content["name"].encode()).digest()[0] % _PARTS
     return f"{kind}-{part:03d}.jsonl", content
-
-
-class WriteRows(beam.PTransform):
-    """PCollection[Pack[Row]], or several -> PCollection[None]; `read` gives the rows back."""
-
-    def __init__(self, folder: str, shuffle_dir: str) -> None:
-        """Sets the folder, and that for rows that wait, on a disk that all workers share."""
-        super().__init__()
-        self._folder = folder
-        self._shuffle_dir = shuffle_dir
-
-    def expand(self, rows: Any) -> beam.PCollection:
-        """The steps."""
-        return (
-            rows
-            | "GroupPart" >> packed.GroupApart(self._shuffle_dir)  # (file name, [JSON object])
-            | "WritePart" >> beam.Map(_write_part, self._folder)  # None
-        )
 
 
 def read(folder: str, kind: str) -> Iterator[dict[str, Any]]:
@@ -56,6 +36,7 @@ def order(row: dict[str, Any]) -> tuple[str, str]:
     return row["name"], json.dumps(row, sort_keys=True)
 
 
-def _write_part(element: tuple[str, Iterable[dict[str, Any]]], folder: str | os.PathLike[str]) -> None:
+def write_part(element: tuple[str, Iterable[dict[str, Any]]], folder: str | os.PathLike[str]) -> None:
+    """Writes the rows of one file."""
     name, rows = element
     files.write_jsonl(pathlib.Path(folder, name), sorted(rows, key=order))

@@ -1,12 +1,10 @@
 """Which Beam runner, with which options, and what its failures mean: one error line instead of a trace or a hang."""
 
 import contextlib
-import errno
 import logging
 import os
 import re
 import shlex
-import shutil
 import sys
 import threading
 import traceback
@@ -26,15 +24,11 @@ from apache_beam.transforms import environments  # noqa: E402
 logging.disable(logging.NOTSET)
 
 from beam_jobs import local_worker  # noqa: E402
-from carbrand import errors  # noqa: E402
+from carbrand import checks, errors, files  # noqa: E402
 
 LOCAL_RUNNER = "FnApiRunner"
 DASK_RUNNER = "apache_beam.runners.dask.dask_runner.DaskRunner"  # Beam knows it by no shorter name
-# Below, starting processes takes longer than they save: 10 s, against 2 to 5 ms a photo. Measured: 1,600 photos of
-# 40 kB took 9 s in this process and 23 s in two, on two busy cores.
-MIN_PHOTOS_FOR_PROCESSES = 4000
 
-_DISK_FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 _ERROR_FROM_WORKER = re.compile(r"carbrand\.errors\.(\w+Error): (.+?)(?: \[while running .*)?$", re.MULTILINE)
 
 _View = TypeVar("_View", bound=PipelineOptions)
@@ -65,14 +59,14 @@ def make_options(num_photos: int, *, workers: int | None, beam_args: Sequence[st
     Raises:
         ConfigError: if Beam does not know an option, a value does not fit, or the runner is known to lose photos.
     """
-    if workers is not None and workers < 1:
-        raise errors.ConfigError(f"--workers={workers}: must be at least 1.")
+    if workers is not None:
+        checks.number("--workers", workers, at_least=1, whole=True)
     options = _parse(beam_args)
     runner = options.view_as(StandardOptions).runner
     _check_runner(runner, options.view_as(DirectOptions).direct_running_mode)
     if runner is None:
         options.view_as(StandardOptions).runner = LOCAL_RUNNER
-        options.view_as(DirectOptions).direct_num_workers = workers or _default_workers(num_photos)
+        options.view_as(DirectOptions).direct_num_workers = workers or local_worker.default_number(num_photos)
     return options
 
 
@@ -89,7 +83,7 @@ def run(build: Callable[[beam.Pipeline], object], options: PipelineOptions, *, f
         BuildError: if the disk is full.
         KeyboardInterrupt: at Ctrl-C.
     """
-    with _quiet(), _exit_when_a_worker_dies(folder), disk_full_is_an_error(folder):
+    with _quiet(), _exit_when_a_worker_dies(folder), files.full_disk_is_an_error(folder):
         pipeline = beam.Pipeline(runner=_runner(options, folder), options=options)
         build(pipeline)
         try:
@@ -100,22 +94,6 @@ def run(build: Callable[[beam.Pipeline], object], options: PipelineOptions, *, f
         except Exception as error:
             _raise_error_of_worker(error)
             raise
-
-
-@contextlib.contextmanager
-def disk_full_is_an_error(folder: str) -> Iterator[None]:
-    """Turns a full disk, quota or file size limit inside the block, or in a worker it waits for, into a BuildError."""
-    try:
-        yield
-    except Exception as error:
-        # Errors from worker processes are text only.
-        text = "".join(traceback.format_exception(error))
-        if not any(f"[Errno {number}]" in text for number in _DISK_FULL):
-            raise
-        raise errors.BuildError(
-            f"disk full while building in {folder}: {shutil.disk_usage(folder).free / 2**20:.0f} MiB free. Free space, "
-            "then run the same command again; what was done is kept in the cache."
-        ) from error
 
 
 def _parse(beam_args: Sequence[str]) -> PipelineOptions:
@@ -156,10 +134,6 @@ def _check_runner(runner: str | None, running_mode: str | None) -> None:
         raise errors.ConfigError(
             "--direct_running_mode=multi_threading: Beam silently loses photos in it. Use --workers for processes."
         )
-
-
-def _default_workers(num_photos: int) -> int:
-    return 1 if num_photos < MIN_PHOTOS_FOR_PROCESSES else len(os.sched_getaffinity(0))
 
 
 def _runner(options: PipelineOptions, folder: str) -> fn_runner.FnApiRunner | None:

@@ -14,14 +14,13 @@ from typing import IO, Any
 
 import numpy as np
 
-from beam_jobs import packed, runners
+from beam_jobs import build_output, packed, runners
 from carbrand import files
 from carbrand.data import catalogue, manifest, records
 
 beam = runners.beam  # not imported here: runners keeps it quiet
 
 BUCKETS = 1024  # per split; a million records make buckets of about 1,000
-SHARD_BYTES = 128 * 2**20  # about; large enough for sequential reads, small enough to spread over workers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,53 +44,13 @@ class Record:
 
 @dataclasses.dataclass(frozen=True)
 class WrittenShard:
-    """One finished shard file; its index rows stand in the file `index_part(split, number)`."""
+    """One finished shard file; its index rows stand in the file `manifest.index_part(split, number)`."""
 
     split: str
     number: int
     shard: manifest.Shard
     catalogue_sha256: str
     sums: dict[str, Any]  # catalogue.Sums of its records
-
-
-@dataclasses.dataclass(frozen=True)
-class Sizing:
-    """How many shards to make.
-
-    Attributes:
-        num_train_shards: exactly so many for train (but no more than it has records), as many in proportion for the
-            others; None: by size.
-        shard_bytes: about, per shard.
-        num_readers: that will read at once; each gets at least two shards of train.
-    """
-
-    num_train_shards: int | None = None
-    shard_bytes: int = SHARD_BYTES
-    num_readers: int = 1
-
-    @property
-    def command(self) -> str:
-        """The options of `carbrand build` that stand for this, but for defaults."""
-        options = [f"--num_shards {self.num_train_shards}"] if self.num_train_shards is not None else []
-        options += [f"--shard_mib {self.shard_bytes // 2**20}"] if self.shard_bytes != SHARD_BYTES else []
-        options += [f"--readers {self.num_readers}"] if self.num_readers != 1 else []
-        return "".join(f" {option}" for option in options)
-
-    def num_shards(self, sizes: dict[str, int], num_bytes: dict[str, int]) -> dict[str, int]:
-        """How many shards each split gets: at least one, and at most one per record.
-
-        Args:
-            sizes: records per split, none of them 0.
-            num_bytes: per split.
-        """
-        num_train = sizes.get("train", max(sizes.values()))
-        if self.num_train_shards is None:
-            wanted = {split: round(num_bytes[split] / self.shard_bytes) for split in sizes}
-            if "train" in wanted:
-                wanted["train"] = max(wanted["train"], 2 * self.num_readers)
-        else:
-            wanted = {split: round(self.num_train_shards * size / num_train) for split, size in sizes.items()}
-        return {split: min(max(wanted[split], 1), size) for split, size in sizes.items()}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,7 +93,7 @@ class WriteShards(beam.PTransform):
         shuffle_dir: str,
         num_parts: int,
         seed: int,
-        sizing: Sizing,
+        sizing: build_output.Sizing,
     ) -> None:
         """Sets where and how to write.
 
@@ -179,11 +138,6 @@ class WriteShards(beam.PTransform):
         return packed.GroupByKey(self._shuffle_dir, self._num_parts, part_of)
 
 
-def index_part(split: str, number: int) -> str:
-    """The name of the file with the index rows of one shard."""
-    return f"{split}-{number:05d}.npy"
-
-
 def _order(record: Record, seed: int) -> bytes:
     return hashlib.sha256(f"order:{seed}:{record.key}".encode()).digest()
 
@@ -209,7 +163,7 @@ def _bucket_size(element: tuple[str, Iterable[int]]) -> tuple[str, _BucketSize]:
     return "", _BucketSize(split, int(bucket), len(sizes), sum(sizes))
 
 
-def _plan(element: tuple[str, Iterable[_BucketSize]], sizing: Sizing) -> packed.Pack:
+def _plan(element: tuple[str, Iterable[_BucketSize]], sizing: build_output.Sizing) -> packed.Pack:
     buckets = sorted(element[1], key=lambda size: (size.split, size.bucket))
     sizes: dict[str, int] = {}
     num_bytes: dict[str, int] = {}
@@ -248,7 +202,8 @@ def _write_shard(
     with files.atomic_writer(pathlib.Path(output_dir, name)) as file:
         frames = _Frames(file, int(number))
         catalogue_sha256 = catalogue.write(catalogue_path, frames.write_all(_by_rank(element[1]), encode, sums))
-    files.write_bytes(pathlib.Path(index_dir, index_part(split, int(number))), manifest.index_bytes(frames.index()))
+    index_path = pathlib.Path(index_dir, manifest.index_part(split, int(number)))
+    files.write_bytes(index_path, manifest.index_bytes(frames.index()))
     shard = manifest.Shard(name, len(frames.index()), frames.num_bytes, frames.digest.hexdigest())
     return WrittenShard(split, int(number), shard, catalogue_sha256, sums.as_json())
 

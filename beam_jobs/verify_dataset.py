@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from beam_jobs import packed, report, runners
+from beam_jobs import packed, report, runners, write_rows
 from carbrand import errors, files
 from carbrand.data import leakage, manifest, verify
 from carbrand.data.verify_shard import Problem, Scan
@@ -70,7 +70,7 @@ def build_pipeline(folder: str, built: manifest.Manifest, work_dir: str, pipelin
         | "FindLeaks" >> beam.Map(_leaks, folder, manifest_hash)  # Pack[report.Row]
     )
     problems = scans | "Problems" >> beam.Map(_problems)  # Pack[report.Row]
-    _ = (problems, leaks) | "WriteRows" >> report.WriteRows(work_dir, shuffle_dir)
+    _ = (problems, leaks) | "WriteRows" >> write_rows.WriteRows(work_dir, shuffle_dir)
 
 
 def _temporary_folder(folder: pathlib.Path) -> tempfile.TemporaryDirectory[str]:

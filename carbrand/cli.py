@@ -1,6 +1,7 @@
 """The command line: one subcommand per stage. A stage is imported only inside its handler, so that help is instant."""
 
 import argparse
+import importlib.util
 import io
 import logging
 import os
@@ -310,12 +311,8 @@ def _columns(pairs: list[str]) -> dict[str, str]:
 
 
 def _need_beam(stage: str) -> None:
-    try:
-        import beam_jobs.runners  # noqa: F401
-    except ModuleNotFoundError as error:
-        if error.name is None or not error.name.startswith("apache_beam"):
-            raise
-        raise ConfigError(f"`carbrand {stage}` needs Apache Beam. Run: pip install 'carbrand[beam]'") from error
+    if importlib.util.find_spec("apache_beam") is None:
+        raise ConfigError(f"`carbrand {stage}` needs Apache Beam. Run: pip install 'carbrand[beam]'")
 
 
 def _add_preview(stages: argparse._SubParsersAction) -> None:

@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import contextlib
+import errno
 import fcntl
 import hashlib
 import json
@@ -10,11 +11,13 @@ import pathlib
 import re
 import shutil
 import tempfile
+import traceback
 from collections.abc import Iterable, Iterator
 from typing import IO, Any
 
-from carbrand.errors import ConfigError
+from carbrand.errors import BuildError, ConfigError
 
+_FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 _OPENED = re.compile(r"/(?:dev|proc/self)/fd/(\d+)")  # to which /dev/stdout is a link
 
 
@@ -146,6 +149,22 @@ def read_log(path: str | os.PathLike[str], containing: bytes = b"") -> Iterator[
                 continue
             if isinstance(row, dict):
                 yield row
+
+
+@contextlib.contextmanager
+def full_disk_is_an_error(folder: str) -> Iterator[None]:
+    """Turns a full disk, quota or file size limit inside the block, or in a worker it waits for, into a BuildError."""
+    try:
+        yield
+    except Exception as error:
+        # Errors from worker processes are text only.
+        text = "".join(traceback.format_exception(error))
+        if not any(f"[Errno {number}]" in text for number in _FULL):
+            raise
+        raise BuildError(
+            f"disk full while building in {folder}: {shutil.disk_usage(folder).free / 2**20:.0f} MiB free. Free space, "
+            "then run the same command again; what was done is kept in the cache."
+        ) from error
 
 
 def remove_tree(folder: str | os.PathLike[str]) -> None:

@@ -71,6 +71,22 @@ def open(path: str) -> BinaryIO:
     return os.fdopen(descriptor, "rb")
 
 
+def read(path: str, max_bytes: int) -> bytes:
+    """The first `max_bytes` of a regular file.
+
+    Raises:
+        NotFoundError: if there is no such regular file.
+        DataError: if it may not be read.
+        BuildError: if it cannot be read now.
+    """
+    try:
+        with open(path) as file:
+            size = os.fstat(file.fileno()).st_size  # else Python would make room for max_bytes
+            return file.read(min(max_bytes, size + 1) if size else max_bytes)  # some file systems state none
+    except OSError as error:
+        raise errors.BuildError(f"{path}: cannot be read ({error.strerror}). Run the same command again.") from error
+
+
 def _walk(
     folder: str,
     prefix: str,

@@ -156,6 +156,11 @@ def index_name(split: str) -> str:
     return f"index-{split}.npy"
 
 
+def index_part(split: str, number: int) -> str:
+    """The name of the file with the index rows of one shard, before they are joined."""
+    return f"{split}-{number:05d}.npy"
+
+
 def index_bytes(index: np.ndarray) -> bytes:
     """`index` as the content of a .npy file."""
     buffer = io.BytesIO()  # np.save to a real file hides the cause when the disk is full

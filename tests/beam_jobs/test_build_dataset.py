@@ -8,7 +8,7 @@ import time
 import pytest
 from small_photos import contents, jsonl, photo, rows, write_photos
 
-from beam_jobs import build_dataset, build_output, check_photos, finish_build
+from beam_jobs import build_dataset, build_output, checking, finish_build
 from beam_jobs.build_output import Choices
 from carbrand import errors
 from carbrand.data import manifest, records, verify
@@ -229,7 +229,7 @@ def test_a_row_that_names_no_file_is_rejected(source, tmp_path, kind):
 
 def test_a_cache_folder_is_kept_and_used(source, tmp_path, monkeypatch):
     build_dataset.run(source, tmp_path / "a", cache_dir=tmp_path / "cache")
-    monkeypatch.setattr(check_photos.images, "normalise", None)
+    monkeypatch.setattr(checking.images, "normalise", None)
     build_dataset.run(source, tmp_path / "b", cache_dir=tmp_path / "cache")
     assert contents(tmp_path / "a") == contents(tmp_path / "b")
 
@@ -237,7 +237,7 @@ def test_a_cache_folder_is_kept_and_used(source, tmp_path, monkeypatch):
 def start(source, out, before=""):
     code = textwrap.dedent(f"""
         import sys
-        from beam_jobs import build_dataset, check_photos
+        from beam_jobs import build_dataset, checking
         from carbrand import errors
         {before}
         try:
@@ -255,11 +255,31 @@ def test_a_build_loads_no_tensorflow(source, tmp_path):
     assert error == ""
 
 
+def test_few_photos_are_checked_by_threads_before_beam_is_loaded(source, tmp_path):
+    note = (
+        "import threading; seen, inner = [], checking.check; "
+        "checking.check = lambda *a: (seen.append((threading.current_thread() is threading.main_thread(), "
+        "'apache_beam' in sys.modules)), inner(*a))[1]; "
+        "import atexit; atexit.register(lambda: print(len(seen), set(seen)))"
+    )
+    output, error = start(source, tmp_path / "out", note).communicate(timeout=60)
+    assert output.splitlines()[-1] == "36 {(False, False)}", error
+
+
+def test_what_a_stopped_build_knew_of_a_photo_is_not_believed(source, tmp_path, monkeypatch):
+    monkeypatch.setattr(build_dataset, "_run_pipeline", None)
+    with pytest.raises(TypeError):  # after all photos were checked
+        build_dataset.run(source, tmp_path / "out")
+    monkeypatch.undo()
+    (source / "audi/000.jpg").write_bytes(b"<html>")
+    assert build_dataset.run(source, tmp_path / "out").counts["rejected"] == {"not_an_image": 1}
+
+
 def test_a_killed_build_goes_on_and_gives_the_same_bytes(source, tmp_path):
     write_photos(source, per_brand=150, brands=("fiat", "seat"))
     slow = (
-        "import time; inner = check_photos.images.normalise; "
-        "check_photos.images.normalise = lambda *a, **k: (time.sleep(0.02), inner(*a, **k))[1]"
+        "import time; inner = checking.images.normalise; "
+        "checking.images.normalise = lambda *a, **k: (time.sleep(0.02), inner(*a, **k))[1]"
     )
     process = start(source, tmp_path / "out", slow)
     progress = tmp_path / "out/.carbrand-build/progress"
@@ -329,14 +349,14 @@ def test_a_photo_that_cannot_be_read_stops_the_build(source, tmp_path, monkeypat
     def fail(path):
         raise OSError(5, "Input/output error")
 
-    monkeypatch.setattr(check_photos.remote.local_files, "open", fail)
-    message = r"two/.*/00.\.jpg: cannot be read \(OSError: .*Input/output error\)\. Run the same command again"
+    monkeypatch.setattr(checking.local_files, "open", fail)
+    message = r"two/.*/00.\.jpg: cannot be read \(Input/output error\)\. Run the same command again"
     with pytest.raises(errors.BuildError, match=message):
         build_dataset.run(write_photos(tmp_path / "two", 2, ("audi", "zz")), tmp_path / "out")
 
 
 def test_a_file_that_is_too_large_is_rejected(source, tmp_path, monkeypatch):
-    monkeypatch.setattr(check_photos.images, "MAX_FILE_BYTES", 5000)
+    monkeypatch.setattr(checking.images, "MAX_FILE_BYTES", 5000)
     (source / "audi/video.mp4").write_bytes(bytes(6000))
     build_dataset.run(source, tmp_path / "out")
     (row,) = jsonl(tmp_path / "out/rejects.jsonl")

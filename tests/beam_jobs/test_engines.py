@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 from small_photos import contents, jsonl
 
-from beam_jobs import build_dataset, check_photos
+from beam_jobs import build_dataset, checking
 from beam_jobs.build_output import Choices
 from carbrand import files
 
@@ -123,7 +123,7 @@ def write_shuffled_table(root, path):
 
 
 def forbid_work_in_this_process(monkeypatch):
-    monkeypatch.setattr(check_photos.images, "normalise", None)
+    monkeypatch.setattr(checking.images, "normalise", None)
 
 
 def test_the_drawn_photos_hold_copies_conflicts_and_rejects(photos, tmp_path):
@@ -141,6 +141,10 @@ def test_worker_processes_write_the_same_tree(photos, expected, tmp_path, monkey
         build(photos, tmp_path / "out", workers=workers)
     assert most == [workers]
     assert tree(tmp_path / "out") == expected
+
+
+def test_photos_that_are_checked_ahead_give_the_same_tree(photos, expected, tmp_path):
+    assert tree(build(photos, tmp_path / "out")) == expected
 
 
 def test_a_shuffled_table_gives_the_same_tree(photos, expected, tmp_path):

@@ -36,7 +36,8 @@ class Build:
     def start(cls, source, folder, workers, max_file_bytes=resource.RLIM_INFINITY):
         mark = f"kills-{random.SystemRandom().getrandbits(64)}"
         carbrand = pathlib.Path(sys.executable).with_name("carbrand")
-        command = [carbrand, "build", "--input", source, "--output", folder, "--workers", str(workers)]
+        command = [carbrand, "build", "--input", source, "--output", folder]
+        command += ["--workers", str(workers)] if workers else []
         pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
         limit = functools.partial(resource.setrlimit, resource.RLIMIT_FSIZE, (max_file_bytes, resource.RLIM_INFINITY))
         process = subprocess.Popen(command, env=os.environ | {"CARBRAND_TEST": mark}, preexec_fn=limit, **pipes)
@@ -99,7 +100,7 @@ def test_workers_end_with_their_driver(source, start, signal_number):
     assert build.end() == (-signal_number, [])
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [None, 1, 2])
 def test_an_interrupted_build_says_so_and_ends(source, start, workers):
     build = start(source, workers)
     assert build.wait_until(lambda: build.has_progress(50))
@@ -176,9 +177,9 @@ def makes20(real_data):
 
 @pytest.fixture(scope="module")
 def whole(makes20, tmp_path_factory):
-    """By number of workers: the undisturbed build."""
-    found = {n: watch_whole(makes20, tmp_path_factory.mktemp("whole") / "out", n) for n in (1, 2)}
-    assert found[1].tree == found[2].tree
+    """By number of workers, None for the default: the undisturbed build."""
+    found = {n: watch_whole(makes20, tmp_path_factory.mktemp("whole") / "out", n) for n in (None, 2)}
+    assert found[None].tree == found[2].tree
     return found
 
 
@@ -193,7 +194,7 @@ def assert_second_start_ends_well(build, start, makes20, workers, expected):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("workers", "moment"), list(zip([1, 2] * 5, MOMENTS[:10], strict=True)))
+@pytest.mark.parametrize(("workers", "moment"), list(zip([None, 2] * 5, MOMENTS[:10], strict=True)))
 def test_a_build_whose_driver_is_killed_goes_on(makes20, whole, start, workers, moment):
     build = start(makes20, workers)
     time.sleep(moment * whole[workers].seconds)
@@ -220,13 +221,13 @@ def test_a_build_of_which_a_worker_is_killed_goes_on(makes20, whole, start, mome
 @pytest.mark.slow
 def test_a_build_killed_half_way_costs_less_than_80_percent_again(makes20, whole, start, tmp_path):
     # A whole build takes 7.4 CPU-seconds, of which 1.9 are to start Beam, however few the photos; the second start 5.2.
-    build = start(makes20, 1)
+    build = start(makes20, None)
     assert build.wait_until(lambda: build.has_progress(800))  # of 1,600
     build.process.kill()
     build.end()
     before = children_cpu_s()
-    assert_second_start_ends_well(build, start, makes20, 1, whole[1].tree)
+    assert_second_start_ends_well(build, start, makes20, None, whole[None].tree)
     second_cpu_s = children_cpu_s() - before
-    whole_cpu_s = watch_whole(makes20, tmp_path / "whole", 1).cpu_s  # now: others may load the machine by turns
+    whole_cpu_s = watch_whole(makes20, tmp_path / "whole", None).cpu_s  # now: others may load the machine by turns
     print(f"second start: {second_cpu_s:.1f} of {whole_cpu_s:.1f} CPU-seconds, {second_cpu_s / whole_cpu_s:.0%}")
     assert second_cpu_s < 0.8 * whole_cpu_s

@@ -95,7 +95,7 @@ def test_a_value_that_does_not_fit_raises():
 
 
 def test_no_workers_raises():
-    with pytest.raises(errors.ConfigError, match="--workers=0: must be at least 1"):
+    with pytest.raises(errors.ConfigError, match="--workers=0: give a whole number at least 1"):
         options(workers=0)
 
 

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from beam_jobs import packed, runners, sharded_writer
-from beam_jobs.sharded_writer import Record, Sizing
+from beam_jobs.build_output import Sizing
+from beam_jobs.sharded_writer import Record
 from carbrand import files
-from carbrand.data import catalogue, records
+from carbrand.data import catalogue, manifest, records
 
 MIB = 2**20
 
@@ -94,7 +95,7 @@ def test_the_order_mixes_the_labels(tmp_path):
 def test_the_index_finds_each_record(tmp_path):
     items = {payload_of(record): record for record in make_records()}
     write(tmp_path, list(items.values()), num_train_shards=4)
-    index = np.load(tmp_path / "index" / sharded_writer.index_part("train", 2))
+    index = np.load(tmp_path / "index" / manifest.index_part("train", 2))
     with (tmp_path / "out" / files.shard_name("train", 2, 4)).open("rb") as shard:
         for row in index:
             payload = records.read(shard.fileno(), int(row["offset"]), int(row["length"]))

@@ -21,7 +21,10 @@ import numpy as np
 from PIL import Image
 
 _SAMPLE_EVERY_S = 0.2
-_BUILD = "import sys; from beam_jobs import build_dataset; build_dataset.run(*sys.argv[1:3], workers=int(sys.argv[3]))"
+_BUILD = (
+    "import sys; from beam_jobs import build_dataset; "
+    "build_dataset.run(*sys.argv[1:3], workers=int(sys.argv[3]) or None)"  # 0: what carbrand chooses
+)
 
 
 @dataclasses.dataclass(frozen=True)

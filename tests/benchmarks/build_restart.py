@@ -1,4 +1,4 @@
-"""CPU time of a build that goes on after it was killed half-way, against that of a whole one.
+"""CPU and wall time of a build that goes on after it was killed half-way, against those of a whole one.
 
     python tests/benchmarks/build_restart.py --input PHOTOS --rounds 3
 
@@ -27,33 +27,34 @@ def main():
     parser.add_argument(
         "--input", required=True, type=pathlib.Path, help="a folder with one folder of photos per brand"
     )
-    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--workers", type=int, default=0, help="processes; 0 for what carbrand chooses")
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         folder = pathlib.Path(folder)
         copy_photos(options.input, folder / "few", FEW)
         rows = [measure(options.input, folder / "few", folder / "out", options.workers) for _ in range(options.rounds)]
-    start, whole, second = (statistics.mean(column) for column in zip(*rows, strict=True))
-    shares = [row[2] / row[1] for row in rows]
-    print(f"CPU s: start {start:.1f}, whole build {whole:.1f}, second start {second:.1f}")
-    print(f"second start / whole build: {statistics.mean(shares):.1%} ({min(shares):.1%} to {max(shares):.1%})")
+    for unit, table in zip(("CPU", "wall"), zip(*rows, strict=True), strict=True):
+        start, whole, second = (statistics.mean(column) for column in zip(*table, strict=True))
+        shares = [row[2] / row[1] for row in table]
+        print(f"{unit} s: start {start:.1f}, whole build {whole:.1f}, second start {second:.1f}")
+        print(f"second start / whole build: {statistics.mean(shares):.1%} ({min(shares):.1%} to {max(shares):.1%})")
 
 
 def measure(photos, few, output, workers):
-    """CPU seconds of a start, of a whole build, and of a second start."""
-    start, _ = built(few, output, workers)
+    """Seconds of a start, of a whole build, and of a second start: CPU, wall."""
+    start = built(few, output, workers)
     shutil.rmtree(output)
-    whole, wall_s = built(photos, output, workers)
+    whole = built(photos, output, workers)
     shutil.rmtree(output)
     killed = start_build(photos, output, workers)
-    time.sleep(wall_s / 2)
+    time.sleep(whole[1] / 2)
     os.killpg(killed.pid, signal.SIGKILL)
     killed.wait()
     assert not (output / "manifest.json").exists(), "it was too late to kill it"
-    second, _ = built(photos, output, workers)
+    second = built(photos, output, workers)
     shutil.rmtree(output)
-    return start, whole, second
+    return tuple(zip(start, whole, second, strict=True))
 
 
 def built(photos, output, workers):
