@@ -49,7 +49,7 @@ def run(
         shard_mib: the size of a shard, about, in MiB.
         readers: that will read train at once; each gets at least two shards.
         max_reject_fraction: of all files; when more cannot be used, the build fails.
-        workers: processes on this machine; by default 1 for few photos, otherwise one per core.
+        workers: processes on this machine; by default threads of this one for few photos, otherwise one per core.
         beam_args: options for Apache Beam, for example another runner.
         overwrite: replace a complete dataset in `output_dir`, which is deleted first.
         cache_dir: keeps checked photos for later builds; by default they are deleted when the build is complete.

@@ -231,7 +231,9 @@ def _add_build(stages: argparse._SubParsersAction) -> None:
     shards.add_argument("--shard_mib", type=int, default=None, help="size of a file, about (default: 128)")
     shards.add_argument("--readers", type=int, default=None, help="each gets two files or more (default: 1)")
     shards.add_argument("--max_reject_fraction", type=float, default=None, help="fail with exit 3 above (default: 0.1)")
-    stage.add_argument("--workers", type=int, default=None, help="processes here (default: by number of photos)")
+    stage.add_argument(
+        "--workers", type=int, default=None, help="processes here (default: one per core, but threads for few photos)"
+    )
     stage.usage = "carbrand build --input SRC --output DIR [options] [-- BEAM OPTIONS]"
     stage.set_defaults(handler=_build)
 

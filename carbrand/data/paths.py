@@ -2,6 +2,7 @@
 
 import dataclasses
 import fnmatch
+import os
 import posixpath
 import re
 from collections.abc import Sequence
@@ -36,9 +37,13 @@ class Pattern:
 
 
 def parse_pattern(path: str) -> Pattern:
-    """Cuts a path before the first level with a wildcard; a path without any, before its last level."""
+    """Cuts a path before the first level with a wildcard; a path without any, before its last level.
+
+    What is a folder on this machine, such as `set[1]`, is no wildcard.
+    """
     levels = path.split("/")
-    first = next((i for i, level in enumerate(levels) if has_wildcard(level)), len(levels) - 1)
+    wild = (i for i, level in enumerate(levels) if has_wildcard(level))
+    first = next((i for i in wild if not os.path.isdir("/".join(levels[: i + 1]))), len(levels) - 1)  # noqa: PTH112
     return Pattern("/".join(levels[:first]) or "/", tuple(levels[first:]))
 
 

@@ -1,16 +1,16 @@
 """Photos per second of a whole build, against a plain loop, TFDS, and `images.normalise` alone, which is the bound.
 
-    python tests/benchmarks/build_throughput.py --input PHOTOS MORE_PHOTOS --photos 1600 --workers 2
+    python tests/benchmarks/build_throughput.py --input PHOTOS MORE_PHOTOS --photos 1600
 
 A folder of fewer photos is filled up with repeats of them, whose bytes differ; so near duplicates are looked for only
 in a folder that needs none. What each contender does:
 
-- build: `build_dataset.run` with its defaults, "no near" without the search for near duplicates.
+- build: `build_dataset.run` with its defaults, so on all cores, "no near" without the search for near duplicates.
 - plain: one process, as one writes it first: Pillow decodes all pixels, turns them upright, resizes with Lanczos and
   encodes, unless the photo fits already; SHA-256, a `tf.train.Example` with our features, `tf.io.TFRecordWriter`. It
   shuffles nothing, finds no copies and makes no perceptual hash.
 - tfds: `download_and_prepare` of a builder that does the same to the photos, and stores them with name and label.
-- bound: reads the photos and calls `images.normalise`, in as many processes as the build.
+- bound: reads the photos and calls `images.normalise`, in as many processes as there are workers.
 
 Each runs in a process of its own, in turns, so that a busy machine slows all of them; CPU times are those of all its
 processes, and all figures medians of the rounds. To start is paid once, however many photos follow: it is what a run on
@@ -37,7 +37,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--input", required=True, nargs="+", help="folders with a folder of JPEGs per brand")
     parser.add_argument("--photos", type=int, default=1600, help="of each input")
-    parser.add_argument("--workers", type=int, default=2, help="processes of the build and of the bound")
+    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes of the bound")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--only", nargs="+", choices=CONTENDERS, default=list(CONTENDERS), help="contenders")
     options = parser.parse_args()
@@ -112,7 +112,7 @@ def run_alone(name, photos, workers):
 def build(photos, output, workers, **choices):
     from beam_jobs import build_dataset, build_output
 
-    build_dataset.run(photos, output, build_output.Choices(resize_short_px=SHORT_PX, **choices), workers=workers)
+    build_dataset.run(photos, output, build_output.Choices(resize_short_px=SHORT_PX, **choices))
 
 
 def plain(photos, output, workers):

@@ -74,6 +74,12 @@ def test_a_folder_that_cannot_hold_what_fits_is_not_listed(tmp_path, monkeypatch
     assert sorted(listed) == [".", "a"]
 
 
+def test_what_is_a_folder_is_no_wildcard(tmp_path):
+    write(tmp_path, "set[1]/a/1.jpg", "set1/a/2.jpg")
+    assert [path for path, _ in local_files.match(f"{tmp_path}/set[1]/*/*.jpg")] == [f"{tmp_path}/set[1]/a/1.jpg"]
+    assert [path for path, _ in local_files.match(f"{tmp_path}/set[12]/*/*.jpg")] == [f"{tmp_path}/set1/a/2.jpg"]
+
+
 def test_an_opened_file_has_its_bytes(tmp_path):
     write(tmp_path, "1.jpg")
     with local_files.open(f"{tmp_path}/1.jpg") as file:
