@@ -3,6 +3,7 @@
 Beam, which takes a second to load, is loaded only where it is needed: what cannot work is said before.
 """
 
+import dataclasses
 import functools
 import os
 import pathlib
@@ -51,7 +52,7 @@ def run(
         max_reject_fraction: of all files; when more cannot be used, the build fails.
         workers: processes on this machine; by default threads of this one for few photos, otherwise one per core.
         beam_args: options for Apache Beam, for example another runner.
-        overwrite: replace a complete dataset in `output_dir`, which is deleted first.
+        overwrite: replace a complete dataset in `output_dir`, once the new one is complete.
         cache_dir: keeps checked photos for later builds; by default they are deleted when the build is complete.
 
     Raises:
@@ -78,15 +79,17 @@ def run(
     with build_output.locked(output_path), files.full_disk_is_an_error(str(output_path)):
         listing = _list(source, output_path, names, columns or {}, paths_from, previous)
         settings = _settings(output_path, cache_dir, listing, names, choices, sizing, previous)
-        if (output_path / manifest.FILE_NAME).exists() and not overwrite:
-            return finish_build.already_complete(settings, listing, previous, max_reject_fraction)
+        if (output_path / manifest.FILE_NAME).exists():
+            if not overwrite:
+                return finish_build.already_complete(settings, listing, previous, max_reject_fraction)
+            settings = dataclasses.replace(settings, output_dir=f"{settings.work_dir}/new")
         build_output.remove_old_output(settings)
         with progress.shown(settings.progress_path, settings.num_photos):
             if _is_checked_ahead(listing, settings, workers, beam_args):
                 checking.check_ahead(listing.paths, settings)
             _run_pipeline(listing, previous, settings, workers, beam_args)
         finished = finish_build.run(settings, listing, previous, max_reject_fraction)
-    print(finish_build.summary(finished, settings.output_dir))
+    print(finish_build.summary(finished, str(output_path)))
     return finished.dataset
 
 
@@ -220,10 +223,12 @@ def _settings(
     previous: finish_build.Previous | None,
 ) -> build_output.Settings:
     old = previous.dataset if previous else None
+    work_path = output_path / build_output.WORK_FOLDER
     choices = build_output.Choices.of(old) if old else choices or build_output.Choices()
     return build_output.Settings(
         output_dir=str(output_path),
-        cache_dir=str(pathlib.Path(cache_dir or output_path / build_output.WORK_FOLDER / "cache").absolute()),
+        work_dir=str(work_path),
+        cache_dir=str(pathlib.Path(cache_dir or work_path / "cache").absolute()),
         root=listing.root,
         brands=_brands(listing, previous),
         aliases=dict(sorted(names.aliases.items())),

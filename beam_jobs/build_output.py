@@ -116,9 +116,24 @@ class Sizing:
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """What the steps of a build need to know; see `build_dataset.run`."""
+    """What the steps of a build need to know; see `build_dataset.run`.
+
+    Attributes:
+        output_dir: for the dataset; within `work_dir` if it is to replace one, which stays as it is until then.
+        work_dir: for everything that a complete dataset does not need.
+        cache_dir: for checked photos.
+        root: of the source; see `sources.Listing`.
+        brands: in the order of their labels.
+        aliases: other names of brands.
+        given_splits: that the source names.
+        has_groups: whether photos have groups besides those of copies.
+        num_photos: the old ones included.
+        choices: what decides on the content.
+        sizing: of the shards.
+    """
 
     output_dir: str
+    work_dir: str
     cache_dir: str
     root: str
     brands: tuple[str, ...]
@@ -128,11 +143,6 @@ class Settings:
     num_photos: int
     choices: Choices
     sizing: Sizing
-
-    @property
-    def work_dir(self) -> str:
-        """For everything that a complete dataset does not need."""
-        return f"{self.output_dir}/{WORK_FOLDER}"
 
     @property
     def index_dir(self) -> str:
@@ -199,12 +209,27 @@ def locked(output_dir: pathlib.Path) -> Iterator[None]:
 
 
 def remove_old_output(settings: Settings) -> None:
-    """Removes what an earlier build left, except the cache; the manifest first, so that nothing half looks complete."""
+    """Removes what a stopped build left, except the cache; the manifest first, so that nothing half looks complete."""
     output = pathlib.Path(settings.output_dir)
-    (output / manifest.FILE_NAME).unlink(missing_ok=True)
-    for path in output.iterdir():
-        if _OUTPUT.fullmatch(path.name):
-            path.unlink()
+    output.mkdir(exist_ok=True)
+    _remove_dataset(output)
     for folder in (settings.ahead_dir, settings.index_dir, settings.report_dir, settings.shuffle_dir):
         shutil.rmtree(folder, ignore_errors=True)
     pathlib.Path(settings.progress_path).unlink(missing_ok=True)
+
+
+def put_into_place(settings: Settings) -> None:
+    """Moves a complete dataset from where it was built to where it belongs, and removes the work folder."""
+    built, place = pathlib.Path(settings.output_dir), pathlib.Path(settings.work_dir).parent
+    if built != place:
+        _remove_dataset(place)
+        for path in sorted(built.iterdir(), key=lambda path: path.name == manifest.FILE_NAME):
+            path.replace(place / path.name)
+    files.remove_tree(settings.work_dir)
+
+
+def _remove_dataset(folder: pathlib.Path) -> None:
+    (folder / manifest.FILE_NAME).unlink(missing_ok=True)
+    for path in folder.iterdir():
+        if _OUTPUT.fullmatch(path.name):
+            path.unlink()

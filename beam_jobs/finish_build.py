@@ -84,7 +84,7 @@ def run(
     files.write_text(pathlib.Path(settings.output_dir, manifest.PAGE), _page(settings, previous, built))
     built = manifest.write(settings.output_dir, built)
     num_moved = sum(1 for _ in report.read(settings.report_dir, "moved"))
-    files.remove_tree(settings.work_dir)
+    build_output.put_into_place(settings)
     return Finished(built, num_moved, crossing)
 
 

@@ -190,7 +190,11 @@ def _add_build(stages: argparse._SubParsersAction) -> None:
     )
     where.add_argument("--output", required=True, metavar="DIR", help="folder for the records")
     where.add_argument("--append", default=None, metavar="RECORDS", help="add to these records, as a new version")
-    where.add_argument("--overwrite", action="store_true", help="delete records that are there already, and build anew")
+    where.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="replace records in DIR, once the new ones are complete",
+    )
     where.add_argument("--cache_dir", default=None, metavar="DIR", help="keep checked photos here, for the next build")
     names = stage.add_argument_group("how to read the source")
     names.add_argument(

@@ -1,4 +1,6 @@
 import os
+import pathlib
+import re
 import signal
 import subprocess
 import sys
@@ -150,6 +152,31 @@ def test_a_complete_dataset_is_replaced_only_when_asked(source, tmp_path):
         build_dataset.run(source, tmp_path / "out")
     assert contents(tmp_path / "out") == before
     build_dataset.run(source, tmp_path / "out", num_shards=1, overwrite=True)
+    build_dataset.run(source, tmp_path / "fresh", num_shards=1)
+    assert contents(tmp_path / "out") == contents(tmp_path / "fresh")
+
+
+def test_a_dataset_stays_until_the_one_that_replaces_it_is_complete(source, tmp_path, monkeypatch):
+    build_dataset.run(source, tmp_path / "out", num_shards=5)
+    before = contents(tmp_path / "out")
+
+    def assert_it_is_there():
+        assert {name: content for name, content in contents(tmp_path / "out").items() if name in before} == before
+        assert verify.run(tmp_path / "out") == []
+
+    (source / "audi/empty.jpg").touch()
+    with pytest.raises(errors.GateError, match=r"1 of 37 files .* see (.*/rejects\.jsonl)\.") as failure:
+        build_dataset.run(source, tmp_path / "out", num_shards=1, max_reject_fraction=0, overwrite=True)
+    assert_it_is_there()
+    assert len(jsonl(pathlib.Path(re.search(r"see (\S+)\. ", str(failure.value))[1]))) == 1
+    monkeypatch.setattr(finish_build, "_page", None)
+    with pytest.raises(TypeError):
+        build_dataset.run(source, tmp_path / "out", num_shards=1, overwrite=True)
+    assert_it_is_there()
+    monkeypatch.undo()
+    monkeypatch.setattr(checking.images, "normalise", None)  # all is in the cache
+    build_dataset.run(source, tmp_path / "out", num_shards=1, overwrite=True)
+    monkeypatch.undo()
     build_dataset.run(source, tmp_path / "fresh", num_shards=1)
     assert contents(tmp_path / "out") == contents(tmp_path / "fresh")
 
