@@ -23,6 +23,9 @@ from carbrand import files
 from carbrand.data import near_duplicates
 from carbrand.data.opencv import cv2
 
+# Of odd metadata, and of sizes, which are checked here. For good: `catch_warnings` does not go with threads.
+warnings.filterwarnings("ignore", module=r"PIL\.")
+
 PROCESSING_VERSION = 3  # raise it whenever the same bytes come out differently: cached results then no longer count
 
 # Formats of photos; Pillow opens more, some of them through other programs (EPS starts Ghostscript).
@@ -117,14 +120,12 @@ def normalise(
     Raises:
         Rejected: "empty", "not_an_image", "too_small", "too_large", "aspect_ratio", "truncated" or "decode_error".
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Pillow warns of odd metadata, and of sizes that are checked here.
-        if len(content) > MAX_FILE_BYTES:
-            raise Rejected("too_large", f"over {MAX_FILE_BYTES} bytes")
-        image = _open(content)
-        _check_size(*image.size, max_pixels)
-        target = _target_size(image.size, resize_short_px)
-        decoded = _decode_plain_jpeg(content, image, target) or _decode_any(image)
+    if len(content) > MAX_FILE_BYTES:
+        raise Rejected("too_large", f"over {MAX_FILE_BYTES} bytes")
+    image = _open(content)
+    _check_size(*image.size, max_pixels)
+    target = _target_size(image.size, resize_short_px)
+    decoded = _decode_plain_jpeg(content, image, target) or _decode_any(image)
     pixels = _finish(decoded, target)
     height, width = pixels.shape[:2]
     original_width, original_height = image.size[::-1] if decoded.orientation >= 5 else image.size

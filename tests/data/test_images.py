@@ -412,6 +412,27 @@ def test_what_is_no_photo_is_rejected_with_its_reason(content, reason, detail):
     assert detail in rejected.detail
 
 
+def test_no_warning_of_pillow_is_heard_from_any_thread(tmp_path):
+    (tmp_path / "large.png").write_bytes(saved(Image.new("1", (9500, 9500))))  # of which Pillow warns
+    code = f"""
+import pathlib, threading, warnings
+from carbrand.data import images
+content, filters = pathlib.Path({str(tmp_path / "large.png")!r}).read_bytes(), list(warnings.filters)
+def check():
+    for _ in range(100):
+        try:
+            images.normalise(content, resize_short_px=None)
+        except images.Rejected as rejected:
+            assert rejected.reason == "too_large"
+threads = [threading.Thread(target=check) for _ in range(4)]
+[thread.start() for thread in threads]
+[thread.join() for thread in threads]
+print(warnings.filters == filters)
+"""
+    done = subprocess.run([sys.executable, "-W", "default", "-c", code], capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("True\n", "")
+
+
 def test_a_damaged_png_is_rejected():
     content = bytearray(saved(smooth(300, 300)))
     content[60:80] = bytes(20)
@@ -419,6 +440,7 @@ def test_a_damaged_png_is_rejected():
 
 
 @pytest.mark.parametrize("file_format", ["JPEG", "PNG", "WEBP", "AVIF", "GIF", "BMP", "TIFF"])
+@pytest.mark.filterwarnings("ignore:Truncated File Read")
 def test_random_damage_is_rejected_or_decoded_and_each_time_alike(file_format):
     rng = np.random.default_rng(0)
     original = np.frombuffer(saved(smooth(), file_format), np.uint8)
