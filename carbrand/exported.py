@@ -73,8 +73,13 @@ class Exported:
 
 def versions(folder: str | os.PathLike[str]) -> list[int]:
     """The versions in an exported folder, in ascending order."""
-    numbered = (path for path in pathlib.Path(folder).glob("*") if path.name.isdecimal())
-    return sorted(int(path.name) for path in numbered if (path / MANIFEST).exists())
+    return [number for number in _numbers(folder) if (pathlib.Path(folder) / str(number) / MANIFEST).exists()]
+
+
+def _numbers(folder: str | os.PathLike[str]) -> list[int]:
+    """The numbers that are taken, in ascending order; TensorFlow Serving reads 0007 as none of them."""
+    names = (path.name for path in pathlib.Path(folder).glob("*"))
+    return sorted(int(name) for name in names if name.isascii() and name.isdecimal() and str(int(name)) == name)
 
 
 def is_export(folder: str | os.PathLike[str]) -> bool:
@@ -128,10 +133,23 @@ def load_graph(folder: str | os.PathLike[str]) -> Any:
 
     path = find(folder)
     try:
-        return tf.saved_model.load(str(path))
+        with _without_wildcards(path) as plain:
+            return tf.saved_model.load(str(plain))
     except (OSError, tf.errors.OpError, IndexError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise DataError(f"{path}: the graph cannot be loaded ({reason}). Export the run again.") from error
+
+
+@contextlib.contextmanager
+def _without_wildcards(path: pathlib.Path) -> Iterator[pathlib.Path]:
+    """Another name for a folder in whose path TensorFlow would find a pattern: it restores no variables from m[1]."""
+    if not any(mark in str(path.absolute()) for mark in "*?[\\"):
+        yield path
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        link = pathlib.Path(folder, "model")
+        link.symlink_to(path.absolute())
+        yield link
 
 
 def fingerprint(version_folder: str | os.PathLike[str]) -> str:
@@ -163,7 +181,7 @@ def new_version(folder: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
     try:
         yield unfinished
         unfinished.chmod(0o777 & ~files.umask())
-        unfinished.rename(folder / str(max(versions(folder), default=0) + 1))
+        unfinished.rename(folder / str(max(_numbers(folder), default=0) + 1))
     except BaseException:
         shutil.rmtree(unfinished, ignore_errors=True)
         raise

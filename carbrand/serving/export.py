@@ -64,23 +64,28 @@ def run(
     trained.check_brands(dataset, data, tuple(meta["brands"]), run_dir)
     description = _describe(model, meta, run_dir)
     preprocess = Preprocess(**description.preprocess)
-    known = parity.network_inputs(preprocess, _known_photos(data, dataset))
+    photos = _known_photos(data, dataset)
+    known = parity.network_inputs(preprocess, [photo.encoded for photo in photos])
     module = ServingModule(
         model,
         description.brands,
         preprocess,
         temperature=description.temperature,
         known_features=_features(model, known),
+        known_groups=[photo.group for photo in photos],
     )
     with exported.new_version(output) as folder:
-        with quiet.output():
-            tf.saved_model.save(module, str(folder), signatures=module.signatures())
+        try:
+            with quiet.output():
+                tf.saved_model.save(module, str(folder), signatures=module.signatures())
+        except tf.errors.OpError as error:
+            raise DataError(f"{folder}: the graph cannot be written ({error.message}).") from error
         for name in formats:
             lite.write(folder / f"{name}.tflite", model, description.temperature, name, known)
         exported.write(folder, description)
-        photos = parity.photos(data, dataset)
-        rows = parity.compare(folder, model, description, photos, formats)
-        log.info("%s", parity.table(rows, len(photos)))
+        given = parity.photos(data, dataset)
+        rows = parity.compare(folder, model, description, given, formats)
+        log.info("%s", parity.table(rows, len(given)))
         failures = parity.failures(rows)
         if failures:
             raise GateError(f"{output}: {failures}. Nothing was exported.")
@@ -103,7 +108,7 @@ def _describe(model: keras.Model, meta: dict[str, Any], run_dir: Any) -> exporte
     )
 
 
-def _known_photos(data: str | os.PathLike[str], dataset: manifest.Manifest) -> list[bytes]:
+def _known_photos(data: str | os.PathLike[str], dataset: manifest.Manifest) -> list[parity.Photo]:
     """Photos of known brands: of validation, and only where these are too few of train, which look too familiar."""
     number = max(_MIN_KNOWN, min(_MAX_KNOWN, dataset.splits["validation"].num_examples))
     found = parity.read(data, dataset, ("validation", "train"), number)

@@ -1,5 +1,7 @@
 """The graph that is exported: photos in, brands, honest probabilities and an unknown-brand score out."""
 
+from collections.abc import Sequence
+
 import keras
 import numpy as np
 import tensorflow as tf
@@ -24,8 +26,18 @@ class ServingModule(tf.Module):
         *,
         temperature: float,
         known_features: NDArray[np.floating],
+        known_groups: Sequence[object],
     ) -> None:
-        """`known_features` [N, F] are those of two or more photos of known brands, of no training if possible."""
+        """Sets what the graph holds.
+
+        Args:
+          model: As trained.
+          brands: In the order of its logits.
+          preprocess: Of the photos.
+          temperature: Of the logits.
+          known_features: [N, F] of two or more photos of known brands, of no training if possible.
+          known_groups: [N] which of these belong together: a new photo has no sibling among them.
+        """
         super().__init__()
         self.weights = [variable.value for variable in model.variables]
         self._brands = tf.constant(brands)
@@ -37,10 +49,8 @@ class ServingModule(tf.Module):
         self._temperature = temperature
         directions = known_features / np.maximum(np.linalg.norm(known_features, axis=1, keepdims=True), 1e-12)
         self._known = tf.constant(directions, tf.float32)
-        nearest_other = (directions @ directions.T - 2 * np.eye(len(directions))).max(axis=1)
-        self._known_quantiles = tf.constant(
-            np.quantile(1 - nearest_other, np.linspace(0, 1, _NUM_QUANTILES)), tf.float32
-        )
+        distances = _to_nearest(directions, known_groups)
+        self._known_quantiles = tf.constant(np.quantile(distances, np.linspace(0, 1, _NUM_QUANTILES)), tf.float32)
 
     def signatures(self) -> dict[str, tf.types.experimental.ConcreteFunction]:
         """By the names that they have in the SavedModel."""
@@ -115,6 +125,18 @@ class ServingModule(tf.Module):
         """
         similarity = tf.linalg.matmul(tf.math.l2_normalize(features, -1), self._known, transpose_b=True)
         return 1 - tf.reduce_max(similarity, -1)
+
+
+def _to_nearest(directions: NDArray[np.floating], groups: Sequence[object]) -> NDArray[np.floating]:
+    """1 minus the cosine of each of `directions` [N, F] and the nearest one of another group -> [N].
+
+    If there is but one group, of the nearest other one.
+    """
+    numbers = np.unique(np.array([str(group) for group in groups]), return_inverse=True)[1]
+    if numbers.max() == 0:
+        numbers = np.arange(len(numbers))
+    is_sibling = numbers[:, np.newaxis] == numbers
+    return 1 - np.where(is_sibling, -1, directions @ directions.T).max(axis=1)
 
 
 def network_of(model: keras.Model) -> keras.Model:

@@ -1,5 +1,6 @@
 """Whether an export answers as the run that it was made from: the same photos, in odd formats too, through both."""
 
+import dataclasses
 import io
 import os
 import pathlib
@@ -28,26 +29,39 @@ _BATCH = 32
 _ODD_EVERY = 4  # each fourth photo is no longer the JPEG of its record
 
 
+@dataclasses.dataclass(frozen=True)
+class Photo:
+    """A photo of some records: as it is stored, and the name of its group."""
+
+    encoded: bytes
+    group: bytes
+
+    @classmethod
+    def of(cls, payload: bytes) -> "Photo":
+        """That of a record."""
+        return cls(*(bytes(records.parse_bytes(payload, f"image/{name}")) for name in ("encoded", "group")))
+
+
 def photos(data: str | os.PathLike[str], dataset: manifest.Manifest) -> list[bytes]:
     """Up to 200 photos that were not trained on, if there are; among them PNG, WebP, AVIF, CMYK and turned ones."""
-    found = read(data, dataset, ("test", "validation", "train"), MAX_PHOTOS)
+    found = [photo.encoded for photo in read(data, dataset, ("test", "validation", "train"), MAX_PHOTOS)]
     for place, number in enumerate(range(0, len(found), _ODD_EVERY)):
         found[number] = _RECODINGS[place % len(_RECODINGS)](found[number])
     return found
 
 
-def read(data: str | os.PathLike[str], dataset: manifest.Manifest, splits: Sequence[str], limit: int) -> list[bytes]:
+def read(data: str | os.PathLike[str], dataset: manifest.Manifest, splits: Sequence[str], limit: int) -> list[Photo]:
     """Up to `limit` photos of the first of `splits`, then of the next ones, as they are stored.
 
     Raises:
       DataError: There are none.
     """
-    found: list[bytes] = []
+    found: list[Photo] = []
     for split in splits:
         if dataset.splits[split].num_examples:
             reader = RecordReader(data, split)
             rows = range(min(limit - len(found), len(reader)))
-            found += [bytes(records.parse_bytes(reader.read(row), "image/encoded")) for row in rows]
+            found += [Photo.of(reader.read(row)) for row in rows]
     if not found:
         raise DataError(f"{data}: holds no photos. Give the records of the run.")
     return found
@@ -94,7 +108,7 @@ def failures(rows: Sequence[Format]) -> str:
         if not row.max_difference <= MAX_DIFFERENCE.get(row.name, 1):  # so that NaN fails
             found.append(
                 f"{row.name}'s probabilities differ by {row.max_difference:.3g}, "
-                f"{MAX_DIFFERENCE[row.name]:g} is allowed"
+                f"{MAX_DIFFERENCE.get(row.name, 1):g} is allowed"
             )
         if row.agreement < MIN_AGREEMENT.get(row.name, 0):
             found.append(

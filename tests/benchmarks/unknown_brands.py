@@ -47,12 +47,15 @@ def main():
     network, preprocess = network_of(model), Preprocess(**meta["config"]["preprocess"])
     dataset = manifest.load(options.data)
 
+    def photos_of(split):
+        return [photo.encoded for photo in parity.read(options.data, dataset, (split,), 10**6)]
+
     def outputs(photos):
         inputs = parity.network_inputs(preprocess, photos)
         rows = [network(inputs[start : start + 16], training=False) for start in range(0, len(inputs), 16)]
         return tuple(np.concatenate(column) for column in zip(*rows, strict=True))
 
-    split = {name: outputs(parity.read(options.data, dataset, (name,), 10**6)) for name in ("validation", "test")}
+    split = {name: outputs(photos_of(name)) for name in ("validation", "test")}
     others = outputs(list(_readable(options.others, meta)))
     print(f"{len(others[0])} pictures of other things, {len(split['test'][0])} test photos")
     for name, score in SCORES.items():

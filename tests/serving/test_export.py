@@ -14,6 +14,7 @@ from carbrand.data import manifest
 from carbrand.data.preprocess import Preprocess
 from carbrand.errors import ConfigError, DataError, GateError
 from carbrand.serving import export, graph, parity
+from carbrand.serving.predictor import Predictor
 from carbrand.training import checkpoint, weights
 from carbrand.training.model import ModelSpec, build_model
 
@@ -94,11 +95,14 @@ def _bytes_feature(content):
 
 def test_unknown_score_is_the_share_of_known_photos_that_are_nearer_to_another():
     # Known photos in pairs, 1, 2, … 20 degrees apart: a photo at 10.5 degrees from its nearest is farther than half.
+    # Each of them twice, in a group: a sibling is not another.
     angles = np.radians([place for n in range(1, 21) for place in (17 * n, 17 * n + n / 2)])[:, np.newaxis]
-    known = 5 * np.concatenate([np.cos(angles), np.sin(angles)], axis=1)
+    known = np.repeat(5 * np.concatenate([np.cos(angles), np.sin(angles)], axis=1), 2, axis=0)
+    groups = np.repeat(np.arange(len(angles)), 2).tolist()
     keras.utils.set_random_seed(0)
     model = build_model(("a", "b"), ModelSpec(), image_size_px=(32, 32))
-    module = graph.ServingModule(model, ("a", "b"), Preprocess(32), temperature=1.0, known_features=known)
+    with_known = {"known_features": known, "known_groups": groups}
+    module = graph.ServingModule(model, ("a", "b"), Preprocess(32), temperature=1.0, **with_known)
     for degrees, share in ((0.1, 0.0), (5.25, 0.5), (12.0, 1.0)):
         angle = np.radians(17 - degrees)
         features = tf.constant([[2 * np.cos(angle), 2 * np.sin(angle)]], tf.float32)
@@ -113,6 +117,28 @@ def test_what_a_killed_export_left_is_no_something_else(tmp_path):
     with exported.new_version(tmp_path) as folder:
         (folder / "model.json").touch()
     assert (tmp_path / "1").is_dir()
+
+
+def test_a_number_that_is_taken_is_not_given_again(tmp_path):
+    for name in ("2", "0007", "²"):
+        (tmp_path / name).mkdir()  # as a version that is being copied
+    for number in (3, 4):
+        with exported.new_version(tmp_path) as folder:
+            (folder / "model.json").touch()
+        assert exported.versions(tmp_path)[-1] == number
+    assert exported.find(tmp_path) == tmp_path / "4"
+
+
+def test_a_model_may_lie_in_any_path(tiny_model, tmp_path):
+    odd = shutil.copytree(exported.find(tiny_model), tmp_path / "set[1]" / "a*b?" / "1")
+    photo = np.full((64, 64, 3), 128, np.uint8)
+    (found,), (expected,) = (Predictor(folder).predict([photo]) for folder in (odd, tiny_model))
+    np.testing.assert_array_equal(found.probabilities, expected.probabilities)
+
+
+def test_a_format_that_answers_with_no_number_fails_the_gate():
+    rows = [exported.Format("int8", 1, float("nan"), 0.5)]
+    assert parity.failures(rows).startswith("int8's probabilities differ by nan, 1 is allowed; int8 names the same")
 
 
 def test_a_folder_with_something_else_raises(tiny_run, drawn_records, tmp_path):
