@@ -115,19 +115,18 @@ class App:
     async def serving_metadata(self, request: Request) -> Response:
         """TensorFlow Serving's metadata."""
         served = self._find(request)
-        signatures = await asyncio.to_thread(rest.signatures, served.predictor.folder)
-        return JSONResponse(rest.metadata_answer(self._settings.name, served.predictor.version or 1, signatures))
+        return JSONResponse(rest.metadata_answer(self._settings.name, served.version, served.signatures))
 
     async def serving_status(self, request: Request) -> Response:
         """TensorFlow Serving's status."""
-        return JSONResponse(rest.status_answer(self._find(request).predictor.version or 1))
+        return JSONResponse(rest.status_answer(self._find(request).version))
 
     async def predict(self, request: Request) -> Response:
         """An upload of one photo, or of several."""
         photos = await uploads.read_photos(request, self._limits)
         served = self._current()
         results = await self._predict(served, photos)
-        version = {"model_version": served.predictor.version}
+        version = {"model_version": served.version}
         answers = [{**served.predictor.fields(result), **version} for result in results]
         if all(isinstance(result, Failure) for result in results):
             return JSONResponse({"error": "; ".join(str(answer["error"]) for answer in answers)}, 400)
@@ -150,9 +149,7 @@ class App:
             return JSONResponse({"error": error.detail})
         assert isinstance(picture, bytes)
         heat = "data:image/jpeg;base64," + base64.b64encode(picture).decode()
-        return JSONResponse(
-            {**served.predictor.fields(result), "model_version": served.predictor.version, "heatmap": heat}
-        )
+        return JSONResponse({**served.predictor.fields(result), "model_version": served.version, "heatmap": heat})
 
     async def healthz(self, _: Request) -> Response:
         """Whether the process lives."""
@@ -168,7 +165,7 @@ class App:
         """For Prometheus."""
         self._telemetry.waiting.set(self._models.admission.count)
         if self._models.current:
-            self._telemetry.version.set(self._models.current.predictor.version or 0)
+            self._telemetry.version.set(self._models.current.version)
         if self._log:
             self._telemetry.lost_rows.set(self._log.lost)
         return Response(self._telemetry.text(), media_type=prometheus_client.CONTENT_TYPE_LATEST.partition(";")[0])
@@ -190,7 +187,7 @@ class App:
         """The version that a path of TensorFlow Serving's names."""
         served, name = self._current(), request.path_params["name"]
         version = request.path_params.get("version")
-        if name != self._settings.name or version not in (None, str(served.predictor.version)):
+        if name != self._settings.name or version not in (None, str(served.version)):
             wanted = "Latest" if version is None else "Specific"
             details = name if version is None else f"{name}, {version}"
             raise HTTPException(404, f"Servable not found for request: {wanted}({details})")
@@ -214,7 +211,7 @@ class App:
             self._telemetry.photos.labels("failure" if isinstance(result, Failure) else "prediction").inc()
             if self._log:
                 facts = {} if isinstance(image, Failure) else _facts(image)
-                fields = {"model_version": served.predictor.version, **served.predictor.fields(result), **facts}
+                fields = {"model_version": served.version, **served.predictor.fields(result), **facts}
                 self._log.add(fields, photo)
         return [result for _, result in results]
 
@@ -294,7 +291,7 @@ class _Gate:
         if self._key is None or path in _OPEN_PATHS or path.startswith(_PAGE_PATH):
             return True
         given = Headers(scope=scope).get("authorization", "")
-        return hmac.compare_digest(given.encode(), f"Bearer {self._key}".encode())
+        return hmac.compare_digest(given.encode("latin-1"), f"Bearer {self._key}".encode())  # as it was sent, in UTF-8
 
 
 def _facts(image: NormalisedImage) -> dict[str, object]:

@@ -7,13 +7,15 @@ import logging
 import os
 import pathlib
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from carbrand import exported, files
 from carbrand.data.images import NormalisedImage
 from carbrand.errors import CarbrandError
+from carbrand.serving import rest
 from carbrand.serving.batching import Admission, Batcher
 from carbrand.serving.predictor import Failure, Prediction, Predictor
 
@@ -25,9 +27,18 @@ Result = tuple[NormalisedImage | Failure, Prediction | Failure]
 class Served:
     """One version, with the requests that are using it."""
 
-    def __init__(self, predictor: Predictor, batcher: Batcher[NormalisedImage, Prediction | Failure]) -> None:
+    def __init__(
+        self,
+        predictor: Predictor,
+        batcher: Batcher[NormalisedImage, Prediction | Failure],
+        signatures: Mapping[str, Any],
+        look: str,
+    ) -> None:
         self.predictor = predictor
         self.batcher = batcher
+        self.version = predictor.version or 1  # 1 for a folder that has no number
+        self.signatures = signatures  # see `rest.signatures`
+        self.look = look  # that its files had, see `_files_in`
         self._users = 0
         self._unused = asyncio.Event()
         self._unused.set()
@@ -95,27 +106,28 @@ class Models:
         Raises:
           DataError: There is none.
         """
-        predictor = await asyncio.to_thread(self._warm)
-        before, self._served = self._served, self._serve(predictor)
+        before, self._served = self._served, await asyncio.to_thread(self._warm)
+        predictor = self._served.predictor
         log.info("serving %s: %d brands", predictor.folder, len(predictor.brands))
         if before:
             task = asyncio.create_task(before.retire())
             self._retiring.add(task)
             task.add_done_callback(self._retiring.discard)
 
-    async def reload_if_newer(self) -> None:
-        """Loads a newer version if there is one whose files did not change since the last call: it may be copied now.
+    async def reload_if_changed(self) -> None:
+        """Loads the newest version if it is another one than answers now, by its number or by its files.
 
-        One that cannot be loaded is logged, and the old one stays until these files change.
+        So one that was withdrawn gives way to the one before, and one that was replaced to what is there now. Only if
+        its files did not change since the last call: it may be copied now. One that cannot be loaded is logged, and
+        what answers stays until these files change.
         """
-        found = exported.versions(self._folder)
-        newest = found[-1] if found else None
-        current = self._served.predictor.version if self._served else None
-        if newest is None or current is None or newest <= current:
+        newest, look = await asyncio.to_thread(self._newest)
+        if newest is None or self._served is None or look == self._served.look:
             return
-        before, self._looked_at = self._looked_at, await asyncio.to_thread(_files_in, self._folder / str(newest))
+        before, self._looked_at = self._looked_at, look
         if self._looked_at != before or self._looked_at == self._failed:
             return
+        current = self._served.version
         try:
             await self.load()
         except Exception as error:  # whatever is wrong with it, the one that works goes on
@@ -148,21 +160,27 @@ class Models:
         image = await asyncio.get_running_loop().run_in_executor(self._decoding, served.predictor.normalise, content)
         return image, image if isinstance(image, Failure) else await served.batcher.submit(image)
 
-    def _warm(self) -> Predictor:
-        predictor = Predictor(self._folder, max_pixels=self._max_pixels)
+    def _newest(self) -> tuple[int | None, str]:
+        """The newest version, None for none, and what its files look like."""
+        found = exported.versions(self._folder)
+        return (found[-1], _files_in(self._folder / str(found[-1]))) if found else (None, "")
+
+    def _warm(self) -> Served:
+        folder = exported.find(self._folder)
+        look = _files_in(folder)  # before they are read: what changes meanwhile is seen next time
+        predictor = Predictor(folder, max_pixels=self._max_pixels)
         grey = np.full((256, 256, 3), 128, np.uint8)
         for size in (1, self._max_batch):
             predictor.predict([grey] * size)
-        return predictor
 
-    def _serve(self, predictor: Predictor) -> Served:
         def compute(images: list[NormalisedImage]) -> list[Prediction | Failure]:
             started = time.perf_counter()
             results = predictor.predict_normalised(images)
             self._watch(len(images), time.perf_counter() - started)
             return results
 
-        return Served(predictor, Batcher(compute, max_batch=self._max_batch, max_delay_s=self._max_delay_s))
+        batcher = Batcher(compute, max_batch=self._max_batch, max_delay_s=self._max_delay_s)
+        return Served(predictor, batcher, rest.signatures(folder), look)
 
 
 def _files_in(folder: pathlib.Path) -> str:

@@ -2,18 +2,23 @@
 
 import dataclasses
 import datetime
+import errno
+import io
 import json
 import logging
+import os
 import pathlib
 import queue
 import threading
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from carbrand import files
 
-_MAX_WAITING = 10_000  # rows; beyond, a disk that hangs costs rows and not answers
+# What may wait for a disk that hangs; beyond, it costs rows or photos, and not answers.
+_MAX_WAITING = 10_000  # rows
+_MAX_PHOTO_BYTES = 256 * 2**20
 PHOTOS = "photos"
 
 log = logging.getLogger(__name__)
@@ -41,7 +46,11 @@ class PredictionLog:
         self._keep_photos = keep_photos
         folder.mkdir(parents=True, exist_ok=True)
         self._rows: queue.Queue[_Row | None] = queue.Queue(_MAX_WAITING)
-        self.lost = 0
+        self._photo_bytes = 0  # of those that wait
+        self._lock = threading.Lock()
+        self._file: io.FileIO | None = None
+        self._is_failing = False
+        self.lost = 0  # rows, and photos that were to be kept
         self._thread = threading.Thread(target=self._write_all, name="prediction-log", daemon=True)
         self._thread.start()
 
@@ -49,10 +58,13 @@ class PredictionLog:
         """Notes one answer: JSON values; adds the time, and the photo's SHA-256 and size."""
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
         facts = {"time": now, "sha256": files.sha256(photo), "bytes": len(photo)}
+        kept = photo if self._keep_photos and self._has_room(len(photo)) else None
         try:
-            self._rows.put_nowait(_Row({**facts, **fields}, photo if self._keep_photos else None))
+            self._rows.put_nowait(_Row({**facts, **fields}, kept))
         except queue.Full:
-            self.lost += 1
+            self._lose()
+            if kept is not None:
+                self._make_room(len(kept))
 
     def close(self) -> None:
         """Waits until all rows are on disk."""
@@ -60,33 +72,72 @@ class PredictionLog:
         self._thread.join()
 
     def _write_all(self) -> None:
-        is_last = False
-        while not is_last:
-            try:
-                is_last = self._write_file()
-            except OSError as error:  # the answers go on
-                self.lost += 1
-                log.error("%s: the prediction log cannot be written (%s); rows are lost", self._folder, error.strerror)
+        while (row := self._rows.get()) is not None:
+            line = json.dumps(row.fields, ensure_ascii=False).encode() + b"\n"
+            self._try(self._write, line)
+            if row.photo is not None:
+                self._try(self._keep, row.fields["sha256"], row.photo)
+                self._make_room(len(row.photo))
+        if self._file:
+            self._file.close()
 
-    def _write_file(self) -> bool:
-        """Fills one file; whether it was the last one."""
-        row = self._rows.get()
-        if row is None:
-            return True
-        name = datetime.datetime.now(datetime.UTC).strftime(f"predictions-%Y%m%dT%H%M%S-{uuid.uuid4().hex[:6]}.jsonl")
-        with (self._folder / name).open("ab") as file:
-            while row is not None:
-                if row.photo is not None:
-                    self._keep(row.fields["sha256"], row.photo)
-                file.write(json.dumps(row.fields, ensure_ascii=False).encode() + b"\n")
-                if self._rows.empty():
-                    file.flush()
-                if file.tell() >= self._max_file_bytes:
-                    return False
-                row = self._rows.get()
-        return True
+    def _try(self, write: Callable[..., None], *arguments: Any) -> None:
+        """Does so, or counts what is lost: the answers go on."""
+        try:
+            write(*arguments)
+            self._is_failing = False
+        except OSError as error:
+            self._lose()
+            if not self._is_failing:
+                log.error("%s: the prediction log cannot be written (%s); rows are lost", self._folder, error.strerror)
+            self._is_failing = True
+
+    def _write(self, line: bytes) -> None:
+        """Appends a line, whole or not at all."""
+        file = self._open()
+        end = file.tell()
+        if file.write(line) != len(line):  # the disk is full
+            file.truncate(end)
+            file.seek(end)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def _open(self) -> io.FileIO:
+        """The file that is open, or the next one if that is full, or was moved or deleted."""
+        if self._file and (self._file.tell() >= self._max_file_bytes or not _is_there(self._file)):
+            self._file.close()
+            self._file = None
+        if self._file is None:
+            now = datetime.datetime.now(datetime.UTC)
+            name = now.strftime(f"predictions-%Y%m%dT%H%M%S-{uuid.uuid4().hex[:6]}.jsonl")
+            self._file = io.FileIO(self._folder / name, "a")
+        return self._file
 
     def _keep(self, sha256: str, photo: bytes) -> None:
         path = self._folder / PHOTOS / sha256[:2] / sha256
         if not path.exists():
             files.write_bytes(path, photo)
+
+    def _has_room(self, num_bytes: int) -> bool:
+        """Takes room in memory for a photo to be kept, if there is some; else the photo is lost."""
+        with self._lock:
+            has_room = self._photo_bytes + num_bytes <= _MAX_PHOTO_BYTES
+            self._photo_bytes += num_bytes if has_room else 0
+        if not has_room:
+            self._lose()
+        return has_room
+
+    def _make_room(self, num_bytes: int) -> None:
+        with self._lock:
+            self._photo_bytes -= num_bytes
+
+    def _lose(self) -> None:
+        with self._lock:
+            self.lost += 1
+
+
+def _is_there(file: io.FileIO) -> bool:
+    """Whether the name of an open file still leads to it."""
+    try:
+        return os.path.samestat(pathlib.Path(file.name).stat(), os.fstat(file.fileno()))
+    except FileNotFoundError:
+        return False

@@ -9,7 +9,7 @@ import binascii
 import dataclasses
 import json
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -94,7 +94,7 @@ def status_answer(version: int) -> dict[str, Any]:
     return {"model_version_status": [{"version": str(version), "state": "AVAILABLE", "status": status}]}
 
 
-def metadata_answer(name: str, version: int, signatures: dict[str, Any]) -> dict[str, Any]:
+def metadata_answer(name: str, version: int, signatures: Mapping[str, Any]) -> dict[str, Any]:
     """The body of a model's metadata; `signatures` by name, see `signatures`."""
     return {
         "model_spec": {"name": name, "signature_name": "", "version": str(version)},

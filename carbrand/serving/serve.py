@@ -2,9 +2,11 @@
 
 import asyncio
 import contextlib
+import errno
 import logging
 import os
 import pathlib
+import re
 import socket
 from collections.abc import AsyncIterator
 from typing import Any
@@ -60,7 +62,7 @@ def run(
       max_waiting: Photos in the house; more are answered by 503.
       max_body_mib: Of a request.
       max_pixels: Of a photo.
-      timeout_s: For an answer.
+      timeout_s: For an answer, and before it for the body of its request.
       drain_s: After a signal, how long new requests are still answered, while /readyz says 503.
       poll_s: How often a newer version is looked for; 0: never.
 
@@ -71,6 +73,10 @@ def run(
     whole = {"max_batch": max_batch, "max_waiting": max_waiting, "max_body_mib": max_body_mib, "max_pixels": max_pixels}
     for option, value in whole.items():
         checks.number(f"--{option}", value, at_least=1, whole=True)
+    if not host:
+        raise ConfigError("--host '': names no address. Give one; 0.0.0.0 is all of this machine's.")
+    if not re.fullmatch(r"[\w.-]+", name):
+        raise ConfigError(f"--name={name!r}: is part of a path: give letters, digits, '.', '_' and '-' only.")
     checks.number("--port", port, at_least=0, at_most=65_535, whole=True)
     checks.number("--timeout_s", timeout_s, above=0)
     checks.number("--max_delay_ms", max_delay_ms, at_least=0)
@@ -116,7 +122,12 @@ def run(
         server_header=False,
         timeout_keep_alive=_KEEP_ALIVE_S,
     )
-    _Server(config, app, models, drain_s).run(sockets=[listening])
+    try:
+        _Server(config, app, models, drain_s).run(sockets=[listening])
+    except OSError as error:
+        if error.errno != errno.EADDRINUSE:  # two servers may bind one port, until the first of them listens
+            raise
+        raise _cannot_listen(host, port, error) from error
 
 
 class _Server(uvicorn.Server):
@@ -163,9 +174,16 @@ class _Protocol(H11Protocol):
 
 
 async def _watch(models: Models, poll_s: float) -> None:
+    problem = ""
     while True:
         await asyncio.sleep(poll_s)
-        await models.reload_if_newer()
+        try:
+            await models.reload_if_changed()
+            problem = ""
+        except OSError as error:  # of the disk; it may be mended
+            before, problem = problem, f"{error.filename}: {error.strerror}"
+            if problem != before:
+                log.error("%s; what is served stays", problem)
 
 
 def _listen(host: str, port: int) -> socket.socket:
@@ -175,5 +193,9 @@ def _listen(host: str, port: int) -> socket.socket:
     try:
         listening.bind((host, port))
     except OSError as error:
-        raise ConfigError(f"--host {host} --port {port}: {error.strerror}. Choose another.") from error
+        raise _cannot_listen(host, port, error) from error
     return listening
+
+
+def _cannot_listen(host: str, port: int, error: OSError) -> ConfigError:
+    return ConfigError(f"--host {host} --port {port}: {error.strerror}. Choose another.")

@@ -1,6 +1,7 @@
 import base64
 import collections
 import concurrent.futures
+import errno
 import io
 import json
 import pathlib
@@ -253,11 +254,22 @@ def _connect(server):
         ({"timeout_s": 0}, "--timeout_s=0: give a number above 0"),
         ({"poll_s": -1}, "--poll_s=-1: give a number at least 0"),
         ({"log_dir": __file__}, "is a file. Name a folder"),
+        ({"host": ""}, "--host '': names no address"),
+        ({"name": "a/b"}, "--name='a/b': is part of a path"),
     ],
 )
 def test_options_that_cannot_work_are_told_before_the_start(tiny_model, options, message):
     with pytest.raises(ConfigError, match=message):
         serve.run(tiny_model, **options)
+
+
+def test_a_port_that_another_server_took_meanwhile_is_told(tiny_model, monkeypatch):
+    def refuse(self, sockets):
+        raise OSError(errno.EADDRINUSE, "Address already in use")
+
+    monkeypatch.setattr(serve._Server, "run", refuse)
+    with pytest.raises(ConfigError, match=r"--host 127\.0\.0\.1 --port 0: Address already in use\. Choose another"):
+        serve.run(tiny_model, port=0)
 
 
 def test_a_slow_body_is_given_up(server):
@@ -335,12 +347,14 @@ def test_every_answer_is_logged(tiny_model, photos, expected, tmp_path):
 
 
 def test_a_key_is_asked_for(tiny_model, photos):
-    with serving(tiny_model, "--drain_s", 0, api_key="secret") as running:
+    with serving(tiny_model, "--drain_s", 0, api_key="schlüssel") as running:
         assert requests.get(f"{running.url}/healthz", timeout=9).status_code == 200
         assert requests.get(f"{running.url}/metrics", timeout=9).status_code == 401
         wrong = post(running, "/predict", files={"p": photos[0]}, headers={"Authorization": "Bearer wrong"})
         assert (wrong.status_code, "send the key" in wrong.json()["error"]) == (401, True)
-        right = post(running, "/predict", files={"p": photos[0]}, headers={"Authorization": "Bearer secret"})
+        right = post(
+            running, "/predict", files={"p": photos[0]}, headers={"Authorization": "Bearer schlüssel".encode()}
+        )
         assert right.status_code == 200
 
 
