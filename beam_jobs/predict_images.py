@@ -98,6 +98,7 @@ def run(
     checks.choice("--format", output_format, FORMATS)
     model = exported.find(model_dir).absolute()
     folder = pathlib.Path(output).absolute()
+    _check_paths(paths, folder)
     remote.set_options(runners.make_options(1, workers=workers, beam_args=beam_args))  # listing needs them
     listed = photo_paths.read_list(names_from, remote.FILES) if names_from else ()
     names = photo_paths.expand(itertools.chain(paths, listed), remote.FILES)
@@ -118,6 +119,17 @@ def run(
         failures = sum(_num_failures(job, shard) for shard in shards)
         files.write_json(folder / SUMMARY, {**facts, "failures": failures})
     return num_photos, failures
+
+
+def _check_paths(paths: Sequence[str], folder: pathlib.Path) -> None:
+    if photo_paths.STDIN in paths:
+        raise errors.ConfigError("-: a photo from stdin goes to no worker. Leave --workers and Beam's options out.")
+    for path in paths:
+        if pathlib.Path(path).is_dir() and folder.resolve().is_relative_to(pathlib.Path(path).resolve()):
+            raise errors.ConfigError(
+                f"--output={folder}: lies in {path}, where the next start would take it for photos. Choose a folder "
+                "outside."
+            )
 
 
 def build_pipeline(job: Job, todo: Sequence[Shard], pipeline: beam.Pipeline) -> None:

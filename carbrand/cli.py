@@ -20,6 +20,7 @@ from absl.flags import argparse_flags
 import carbrand
 from carbrand import quiet
 from carbrand.errors import CarbrandError, ConfigError
+from carbrand.files import FULL_DISK
 
 _EPILOG = """the whole flow:
   carbrand build --input photos --output records
@@ -77,6 +78,10 @@ def _run(options: argparse.Namespace) -> int:
     except OSError as error:
         if error.filename is None and isinstance(error.__context__, OSError):
             error = error.__context__  # in whose place gin has raised one without these attributes
+        if error.errno in FULL_DISK:  # of which file, Python does not say
+            message = "no space left on the disk that is written to. Free some, then run it again."
+            print(f"OSError: {message}", file=sys.stderr)
+            return CarbrandError.exit_code
         if error.filename is None:  # of no file that the user named
             raise
         print(f"{type(error).__name__}: {error.filename}: {error.strerror}. Look at this path.", file=sys.stderr)
@@ -721,7 +726,9 @@ def _add_serve(stages: argparse._SubParsersAction) -> None:
     limits.add_argument("--max_waiting", type=int, default=None, help="photos at a time; then 503 (default: 256)")
     limits.add_argument("--max_body_mib", type=int, default=None, help="of a request (default: 64)")
     limits.add_argument("--max_pixels", type=int, default=None, help="of a photo (default: 40000000)")
-    limits.add_argument("--timeout_s", type=float, default=None, help="for an answer (default: 30)")
+    limits.add_argument(
+        "--timeout_s", type=float, default=None, help="for a request to arrive, and for its answer (default: 30)"
+    )
     stage.add_argument(
         "--poll_s", type=float, default=None, help="between looks for a newer version (default: 5; 0: none)"
     )

@@ -17,7 +17,7 @@ from typing import IO, Any
 
 from carbrand.errors import BuildError, ConfigError
 
-_FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
+FULL_DISK = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 _OPENED = re.compile(r"/(?:dev|proc/self)/fd/(\d+)")  # to which /dev/stdout is a link
 
 
@@ -42,7 +42,7 @@ def check_new(output: str | os.PathLike[str], inputs: Iterable[str | os.PathLike
     if pathlib.Path(output).is_file():
         real = os.path.realpath(output)
         if any(os.path.realpath(path) == real for path in inputs):
-            raise ConfigError(f"--output={output}: is one of the photos. Name another file.")
+            raise ConfigError(f"--output={output}: is one of the inputs. Name another file.")
 
 
 @contextlib.contextmanager
@@ -159,7 +159,7 @@ def full_disk_is_an_error(folder: str) -> Iterator[None]:
     except Exception as error:
         # Errors from worker processes are text only.
         text = "".join(traceback.format_exception(error))
-        if not any(f"[Errno {number}]" in text for number in _FULL):
+        if not any(f"[Errno {number}]" in text for number in FULL_DISK):
             raise
         raise BuildError(
             f"disk full while building in {folder}: {shutil.disk_usage(folder).free / 2**20:.0f} MiB free. Free space, "

@@ -1,5 +1,6 @@
 """The command as a user types it: one line and the exit code for each thing that can be wrong."""
 
+import errno
 import json
 import os
 import pathlib
@@ -273,6 +274,15 @@ def test_the_path_of_the_last_error_is_named(monkeypatch, capsys):
     monkeypatch.setattr(cli, "_verify", fails)
     assert carbrand("verify", "records") == 2
     assert one_line(capsys) == "PermissionError: second: Permission denied. Look at this path."
+
+
+def test_a_full_disk_is_one_line(monkeypatch, capsys):
+    def fails(_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(cli, "_verify", fails)
+    assert carbrand("verify", "records") == 2
+    assert one_line(capsys) == "OSError: no space left on the disk that is written to. Free some, then run it again."
 
 
 def test_names_that_the_terminal_cannot_show_are_escaped(tiny_model, drawn_photos, tmp_path):

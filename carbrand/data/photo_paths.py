@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import re
 import sys
 from collections.abc import Iterable, Iterator
 
@@ -52,7 +53,7 @@ def read_list(path: str, files: Files) -> Iterator[str]:
 
 def _lines(text: str) -> Iterator[str]:
     """All that are not empty; some editors put a mark of the byte order before the first."""
-    return filter(None, text.removeprefix("\ufeff").splitlines())
+    return filter(None, re.split(r"\r\n|\n|\r", text.removeprefix("\ufeff")))  # names may hold what else ends a line
 
 
 def _matching(path: str, files: Files) -> list[str]:

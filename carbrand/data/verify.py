@@ -148,7 +148,7 @@ def perform(folder: pathlib.Path, built: manifest.Manifest, task: Task) -> Scan:
 def check_folder(folder: pathlib.Path, built: manifest.Manifest) -> list[Problem]:
     """What concerns no file alone: that the counts of the manifest agree, and that there are no other shards."""
     problems = []
-    text = (folder / manifest.FILE_NAME).read_text(encoding="utf-8")
+    text = (folder / manifest.FILE_NAME).read_bytes().decode()  # with the ends of lines as they are
     if text != json.dumps(json.loads(text), indent=2, ensure_ascii=False) + "\n":
         problems.append(Problem(manifest.FILE_NAME, "was reformatted since it was written"))
     num_records = sum(part.num_examples for part in built.splits.values())

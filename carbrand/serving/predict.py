@@ -7,13 +7,14 @@ import itertools
 import json
 import mimetypes
 import os
+import pathlib
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import TextIO
 
 import tqdm
 
-from carbrand import checks, files
+from carbrand import checks, exported, files
 from carbrand.data import local_files, photo_paths
 from carbrand.data.paths import shown
 from carbrand.errors import ConfigError
@@ -54,7 +55,9 @@ def run(
     if output is not None:
         if (mimetypes.guess_type(output)[0] or "").startswith("image/"):  # photos/*.jpg becomes more than one path
             raise ConfigError(f"--output={output}: is named like a photo. Name a file for the predictions.")
-        files.check_new(output, names)
+        files.check_new(output, [*names, *([names_from] if names_from else ())])
+        if pathlib.Path(output).resolve().is_relative_to(exported.find(model_dir).resolve()):
+            raise ConfigError(f"--output={output}: lies in the model. Name a file elsewhere.")
     predictor = Predictor(model_dir)
     failures = 0
 

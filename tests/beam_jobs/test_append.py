@@ -1,5 +1,6 @@
 """A dataset to which photos are added: a new version that keeps the old one's decisions."""
 
+import json
 import shutil
 
 import pytest
@@ -81,6 +82,14 @@ def test_versions_can_be_appended_to_again(old, new_photos, tmp_path):
     built = build_dataset.run(write_photos(tmp_path / "more", 3, ("Seat",)), tmp_path / "v3", append_to=tmp_path / "v2")
     assert built.version == 3
     assert built.counts["seen"] == 45 + 3
+
+
+def test_looks_at_the_old_test_photos_count(old, new_photos, tmp_path):
+    fingerprint = manifest.load(old).fingerprint
+    rows = [{"split": "test", "records": fingerprint, "run": "a"}, {"split": "test", "records": "of another dataset"}]
+    (old / manifest.LEDGER).write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    built = build_dataset.run(new_photos, tmp_path / "new", append_to=old)
+    assert jsonl(tmp_path / "new" / manifest.LEDGER) == [{"split": "test", "records": built.fingerprint, "run": "a"}]
 
 
 def test_a_group_stays_in_the_split_that_it_had(tmp_path):

@@ -26,6 +26,12 @@ def read(folder):
     return [json.loads(line) for path in sorted(folder.glob("predictions-*.jsonl")) for line in path.open()]
 
 
+@pytest.mark.parametrize(("path", "message"), [("-", "a photo from stdin goes to no worker"), ("{folder}", "lies in")])
+def test_paths_that_workers_cannot_take_are_refused(tiny_model, tmp_path, path, message):
+    with pytest.raises(ConfigError, match=message):
+        predict_images.run(tiny_model, [path.format(folder=tmp_path)], output=tmp_path / "out")
+
+
 def assert_same(found, expected):
     assert [row["path"] for row in found] == [row["path"] for row in expected]
     for ours, theirs in zip(found, expected, strict=True):

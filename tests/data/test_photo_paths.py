@@ -41,8 +41,8 @@ def test_what_is_not_there_is_told(folder, monkeypatch, given, message):
 
 
 def test_empty_lines_and_a_mark_of_the_byte_order_are_no_paths(tmp_path, monkeypatch):
-    text = "\ufeffa.jpg\n\nb.jpg\n"
-    (tmp_path / "list.txt").write_text(text, encoding="utf-8")
-    assert list(photo_paths.read_list(str(tmp_path / "list.txt"), local_files)) == ["a.jpg", "b.jpg"]
-    monkeypatch.setattr(sys, "stdin", io.StringIO(text))
-    assert list(photo_paths.read_list("-", local_files)) == ["a.jpg", "b.jpg"]
+    text = "\ufeffa\v\u2028.jpg\n\r\nb.jpg\r\n"
+    (tmp_path / "list.txt").write_text(text, encoding="utf-8", newline="")
+    assert list(photo_paths.read_list(str(tmp_path / "list.txt"), local_files)) == ["a\v\u2028.jpg", "b.jpg"]
+    monkeypatch.setattr(sys, "stdin", io.StringIO(text, newline=""))
+    assert list(photo_paths.read_list("-", local_files)) == ["a\v\u2028.jpg", "b.jpg"]

@@ -410,9 +410,10 @@ def test_a_shard_of_another_dataset_is_named(dataset):
     assert shown(dataset) == ["carbrand-train.tfrecord-00003-of-00004: is no part of this dataset"]
 
 
-def test_a_reformatted_manifest_is_named(dataset):
+@pytest.mark.parametrize(("old", "new"), [(b"}\n", b"}\n "), (b"\n", b"\r\n")])
+def test_a_reformatted_manifest_is_named(dataset, old, new):
     path = dataset / manifest.FILE_NAME
-    path.write_text(path.read_text() + " ")
+    path.write_bytes(path.read_bytes().replace(old, new))
     assert shown(dataset) == ["manifest.json: was reformatted since it was written"]
 
 

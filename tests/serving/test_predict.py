@@ -71,8 +71,17 @@ def test_nothing_to_predict_raises(tiny_model, tmp_path, path, message):
 @pytest.mark.parametrize("output", ["{photo}", "other.jpg", "new.PNG"])
 def test_no_photo_is_replaced(tiny_model, drawn_photos, tmp_path, output):
     photo = shutil.copy(drawn_photos / "arvena" / "0001.jpg", tmp_path / "photo")
-    with pytest.raises(ConfigError, match="is one of the photos|is named like a photo"):
+    with pytest.raises(ConfigError, match="is one of the inputs|is named like a photo"):
         predict.run(tiny_model, [str(photo)], output=output.format(photo=photo))
+
+
+def test_neither_the_list_nor_the_model_is_written_to(tiny_model, drawn_photos, tmp_path):
+    listed = tmp_path / "list.csv"
+    listed.write_text(f"path\n{drawn_photos}/arvena/0001.jpg\n")
+    with pytest.raises(ConfigError, match=r"--output=.*list\.csv: is one of the inputs"):
+        predict.run(tiny_model, [], names_from=str(listed), output=listed)
+    with pytest.raises(ConfigError, match=r"--output=.*rows\.csv: lies in the model"):
+        predict.run(tiny_model, [], names_from=str(listed), output=tiny_model / "rows.csv")
 
 
 def test_control_characters_of_names_are_escaped(tiny_model, drawn_photos, tmp_path, capsys):
