@@ -555,6 +555,8 @@ def _evaluate(options: argparse.Namespace) -> int:
     _load_tensorflow()
     from carbrand.evaluation import compare, evaluate
 
+    if are_several:
+        evaluate.check_several(runs, options.split, options.output, options.checkpoint)
     folders = []
     for run in runs:
         _, folder = evaluate.run(

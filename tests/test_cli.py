@@ -207,6 +207,9 @@ def test_several_runs_are_compared(tiny_run, drawn_records, tmp_path, capsys):
     given = ["evaluate", "--run", *runs, "--data", drawn_records]
     assert carbrand(*given) == 2
     assert "--run names several runs: give --output, the folder for the comparison" in one_line(capsys)
+    assert carbrand(*given, "--run", tmp_path / "none", "--output", tmp_path / "both") == 2
+    assert "none: no such folder" in one_line(capsys)
+    assert not list((tmp_path / "a").glob("evaluation-*"))
     assert carbrand(*given, "--output", tmp_path / "both") == 0
     output = capsys.readouterr().out
     assert output.endswith(f"Comparison: {tmp_path / 'both' / 'comparison.png'}\n")

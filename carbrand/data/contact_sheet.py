@@ -17,7 +17,7 @@ MAX_COLUMNS = 8
 
 _FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG"}
 _MAX_WIDTH_PX = 2000
-_MAX_JPEG_PX = 65_500  # of libjpeg
+MAX_JPEG_PX = 65_500  # of libjpeg
 _MIN_CELL_PX = 128  # photos of less are enlarged: a caption needs the room
 _TEXT_SIZE_PX, _CAPTION_SIZE_PX, _CAPTION_LINES = 15, 14, 2
 _BLACK, _GREY = "#111111", "#777777"
@@ -73,7 +73,7 @@ class ContactSheet:
     def write(self, path: str | os.PathLike[str]) -> None:
         """Writes the sheet, in the format that the path ends in; ConfigError if that cannot be."""
         height = sum(block.height for block in self._blocks) + 2 * MARGIN_PX
-        if format_of(path) == "JPEG" and max(height, self._width) > _MAX_JPEG_PX:
+        if format_of(path) == "JPEG" and max(height, self._width) > MAX_JPEG_PX:
             raise ConfigError(f"{path}: a JPEG cannot be {self._width} x {height} px. Take fewer photos, or a .png.")
         sheet = Image.new("RGB", (self._width, height), "white")
         top = MARGIN_PX

@@ -2,7 +2,7 @@
 
 import os
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import tensorflow as tf
@@ -11,11 +11,11 @@ import tqdm
 from carbrand import checks
 from carbrand.data import catalogue, manifest, overlay, pipeline, records
 from carbrand.data.reader import RecordReader
-from carbrand.errors import DataError, GateError
+from carbrand.errors import ConfigError, DataError, GateError
 from carbrand.evaluation import calibration, card, gate, heatmap, ledger, metrics, page, report, slices, trained
 from carbrand.evaluation.results import Evaluation, PhotoRow
 from carbrand.evaluation.trained import Trained
-from carbrand.training import temperature
+from carbrand.training import checkpoint, temperature
 
 
 def run(
@@ -45,16 +45,18 @@ def run(
       The metrics, and the folder of the report.
 
     Raises:
+      ConfigError: The folder of the report is a file, or that of `baseline`.
       DataError: The split is empty, or `data` has other brands than the model, or `baseline` other photos.
       GateError: The model is worse than `baseline`, by macro F1 or on a part of the photos; the report is written.
     """
-    if output is not None:
-        checks.folder("--output", output)
+    folder = _folder(run_dir or model_dir or "", split, output)
+    _check_folder(folder, baseline)
     dataset = manifest.load(data)
     reader = RecordReader(data, split)
     before = None if baseline is None else report.load_predictions(baseline)
     model = trained.load(run_dir, model_dir, which)
     trained.check_brands(dataset, data, model.brands, model.folder)
+    trained.warn_of_other_records(dataset, data, model)
     with pipeline.data_errors():
         batches = model.predict(data, split, batch_size)
         logits = np.concatenate(list(_with_progress(batches, len(reader), f"evaluate {split}")))
@@ -73,7 +75,6 @@ def run(
         slices=slices.compute(columns, probabilities.argmax(axis=1) == labels, groups),
         comparison=None if before is None else _compare(before, str(baseline), dataset, photos, probabilities, columns),
     )
-    folder = pathlib.Path(output) if output else model.folder / f"evaluation-{split}"
     html = page.render(evaluation, labels, probabilities, photos, run=model.folder, pictures=_Pictures(model, reader))
     pages = {"report.html": html, card.FILE_NAME: card.render(evaluation, dataset, model)}
     report.write(folder, evaluation, _rows(photos, probabilities), pages)
@@ -85,6 +86,33 @@ def run(
             + f"{', …' if len(worse) > 5 else ''}. {folder / 'report.txt'} has the intervals."
         )
     return result, folder
+
+
+def check_several(
+    run_dirs: Sequence[str | os.PathLike[str]], split: str, output: str | os.PathLike[str], which: str = "latest"
+) -> None:
+    """Checks what can be known before the first of several runs is evaluated, for `compare.run` to write to `output`.
+
+    Raises:
+      ConfigError: `output`, or the folder of a run's report, is a file.
+      CheckpointError: One of `run_dirs` is no run, or has no such checkpoint.
+    """
+    checks.folder("--output", output)
+    for run_dir in run_dirs:
+        _check_folder(_folder(run_dir, split, None), None)
+        checkpoint.load_run(run_dir, which)
+
+
+def _folder(model_folder: str | os.PathLike[str], split: str, output: str | os.PathLike[str] | None) -> pathlib.Path:
+    return pathlib.Path(output or pathlib.Path(model_folder) / f"evaluation-{split}")
+
+
+def _check_folder(folder: pathlib.Path, baseline: str | os.PathLike[str] | None) -> None:
+    checks.folder("--output", folder)
+    if baseline is not None and os.path.realpath(report.path_of(baseline).parent) == os.path.realpath(folder):
+        raise ConfigError(
+            f"--baseline={baseline}: the new report would be written over it, into {folder}. Give another --output."
+        )
 
 
 class _Pictures:

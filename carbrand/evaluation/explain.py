@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import tensorflow as tf
 
-from carbrand import files
+from carbrand import checks, files
 from carbrand.data import contact_sheet, images, overlay
 from carbrand.data.contact_sheet import Cell, ContactSheet
 from carbrand.errors import ConfigError, DataError
@@ -39,19 +39,23 @@ def run(
       brands: Whose heat maps are shown; by default the three most probable ones of each photo.
 
     Raises:
-      ConfigError: `output` has another format, or the model does not know one of `brands`.
+      ConfigError: `output` has another format, is in no folder, or is a JPEG that would be too high; or the model does
+        not know one of `brands`.
       DataError: One of `photos` cannot be used.
     """
     contact_sheet.format_of(output)
+    checks.folder("folder of --output", pathlib.Path(output).parent)
     files.check_new(output, photos)
     encoded = [_read(pathlib.Path(photo)) for photo in photos]
     model = trained.load(run_dir, model_dir, which)
     unknown = [brand for brand in brands if brand not in model.brands]
     if unknown:
         raise ConfigError(f"--brand={unknown[0]}: the model knows {', '.join(model.brands)}.")
+    sheet = ContactSheet(model.preprocess.height_width)
+    num_cells = 1 + (len(brands) or min(NUM_BRANDS, len(model.brands)))
+    _check_height(output, len(photos), -(-num_cells // sheet.columns) * model.preprocess.height_width[0])
     network = model.make_model()
     to_logits, maps = logits_model(network), heatmap.make(network)
-    sheet = ContactSheet(model.preprocess.height_width)
     for photo, content in zip(photos, encoded, strict=True):
         image = _image(str(photo), content, model)
         shares = temperature.probabilities(to_logits(image[np.newaxis], training=False), model.temperature)[0]
@@ -65,6 +69,15 @@ def run(
         sheet.add_heading(f"{photo}: {model.brands[best[0]]}")
         sheet.add_photos([Cell(image, ["the model sees"]), *cells])
     sheet.write(output)
+
+
+def _check_height(output: str | os.PathLike[str], num_photos: int, height_px: int) -> None:
+    """Raises ConfigError if photos that take `height_px` each, besides their captions, cannot be in one picture."""
+    if contact_sheet.format_of(output) == "JPEG" and num_photos * height_px > contact_sheet.MAX_JPEG_PX:
+        raise ConfigError(
+            f"{output}: a JPEG cannot be {num_photos * height_px} px high, which {num_photos} photos need at least. "
+            "Take fewer photos, or a .png."
+        )
 
 
 def _read(path: pathlib.Path) -> bytes:

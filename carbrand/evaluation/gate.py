@@ -16,6 +16,7 @@ from carbrand.evaluation.bootstrap import Interval
 
 NUM_RESAMPLES = 10_000  # for the wide intervals that many numbers need
 MIN_COMMON_SHARE = 0.5  # of the photos of either report
+TOO_FEW = f"not judged, as fewer than {slices.MIN_PHOTOS} groups of photos are too few"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +52,8 @@ def compare(
 ) -> list[Difference]:
     """Macro F1, and the accuracies of the brands and of the parts of `columns`; worst first.
 
-    Parts of fewer than 10 groups are left out: where each of them changed, every resample looks the same.
+    Parts of fewer than 10 groups are left out: where each of them changed, every resample looks the same. Nothing is
+    left if all photos together form fewer; see `TOO_FEW`.
 
     Args:
         labels: [N] int in [0, C).
@@ -62,10 +64,12 @@ def compare(
         groups: [N] which photos belong together.
         seed: of the resamples.
     """
+    if not _are_enough(np.asarray(groups)):
+        return []
     parts = {
         name: among
-        for name, among in slices.members({"brand": [brands[label] for label in labels], **columns}).items()
-        if len(np.unique(np.asarray(groups)[among])) >= slices.MIN_PHOTOS
+        for name, among in slices.members({slices.BRAND: [brands[label] for label in labels], **columns}).items()
+        if _are_enough(np.asarray(groups)[among])
     }
     names = ["macro F1", *(f"{column}: {value}" for column, value in parts)]
     is_member = np.array([*parts.values()], bool).reshape(-1, len(labels))
@@ -111,6 +115,10 @@ def common(theirs: Sequence[str], ours: Sequence[str], where: str) -> tuple[list
             "old model on the same records and split."
         )
     return [pair[0] for pair in pairs], [pair[1] for pair in pairs]
+
+
+def _are_enough(groups: NDArray) -> bool:
+    return len(np.unique(groups)) >= slices.MIN_PHOTOS
 
 
 def _macro_f1(

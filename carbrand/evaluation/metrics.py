@@ -82,7 +82,8 @@ class Metrics:
         confusion_matrix: [C][C] counts, rows true, columns predicted, both in label order.
         reliability: up to 15 bins of as many photos each, at least 25, least confident first.
         intervals: 95 % intervals of the numbers above by name, "top_3", "macro_f1", "weighted_recall" and the like
-            among them; without those that a bootstrap cannot give, of the log loss of a single photo for example.
+            among them; without those that a bootstrap cannot give, of the log loss of a single photo for example. That
+            of the calibration error is moved by its bias; see `bootstrap.unbiased`.
     """
 
     examples: int
@@ -129,6 +130,8 @@ def compute(
     values = {name: column[..., 0] for name, column in numbers(labels, probabilities, ones).items()}
     blocks = [numbers(labels, probabilities, weights) for weights in bootstrap.resamples(groups)]
     samples = {name: np.concatenate([block[name] for block in blocks], axis=-1) for name in values}
+    error = "expected_calibration_error"
+    samples[error] = bootstrap.unbiased(float(values[error]), samples[error])
     num_groups = len(np.unique(groups))
     averages = {
         name: Average(*(float(values[f"{name}_{score}"]) for score in BRAND_SCORES[:3]))

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from carbrand import files, templates
 from carbrand.data import catalogue, images
-from carbrand.evaluation import confusion
+from carbrand.evaluation import confusion, gate
 from carbrand.evaluation.metrics import ReliabilityBin
 from carbrand.evaluation.results import Evaluation
 
@@ -87,6 +87,7 @@ def render(
         evaluation=evaluation,
         metrics=evaluation.metrics,
         calibration=evaluation.calibration,
+        too_few=gate.TOO_FEW,
         worse=[row for row in evaluation.comparison or [] if row.is_worse],
         matrix=_matrix(evaluation),
         pairs=predictions.pairs(),

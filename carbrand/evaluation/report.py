@@ -63,7 +63,7 @@ def load(folder: str | os.PathLike[str]) -> dict[str, Any]:
     Raises:
         DataError: there is no complete report in `folder`, or it has another format version.
     """
-    path = _path(folder)
+    path = path_of(folder)
     try:
         report = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
@@ -88,7 +88,7 @@ def load_predictions(folder: str | os.PathLike[str]) -> list[dict[str, str]]:
         DataError: as `load`; or its predictions.csv is gone.
     """
     load(folder)
-    path = _path(folder).with_name(PREDICTIONS)
+    path = path_of(folder).with_name(PREDICTIONS)
     try:
         with path.open(encoding="utf-8", newline="") as file:
             reader = csv.DictReader(file)
@@ -122,6 +122,7 @@ def _prediction(row: PhotoRow, brands: Sequence[str]) -> list[str]:
     return [*known, predicted, probabilities[best], is_correct, *probabilities]
 
 
-def _path(folder: str | os.PathLike[str]) -> pathlib.Path:
+def path_of(folder: str | os.PathLike[str]) -> pathlib.Path:
+    """Of the report.json in `folder`; or `folder`, if it is one."""
     path = pathlib.Path(folder)
     return path if path.name == FILE_NAME else path / FILE_NAME

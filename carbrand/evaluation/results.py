@@ -32,7 +32,7 @@ class Evaluation:
         metrics: of the model's probabilities as they are.
         calibration: after temperature scaling.
         slices: lowest accuracy first.
-        comparison: with the model before, worst first; None where there is none.
+        comparison: with the model before, worst first, empty where the photos are too few; None where there is none.
     """
 
     facts: dict[str, Any]

@@ -16,6 +16,8 @@ MIN_PHOTOS = 10  # of a part; a guess. Rarer values form a part of their own.
 MAX_PARTS = 50  # of a column; one with more values, as names and addresses have, says nothing about groups of photos
 NUM_RANGES = 4  # of a column of numbers, with about as many photos each
 RARER = "(rarer)"
+BRAND = "brand"  # the column that the gate adds
+_MIN_DIGITS, _MAX_DIGITS = 6, 17  # of an edge that is no whole number; 17 tell any two floats apart
 _DATE = re.compile(r"(\d{4})-\d\d(-\d\d)?([T ].*)?")
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 
@@ -35,7 +37,8 @@ def columns_of(rows: Sequence[catalogue.Row]) -> dict[str, list[str]]:
     """What photos can be divided by: column -> the part that each photo is in; "" is no part.
 
     Columns are `model`, `size` (short side of the original), `brightness`, `source split`, and the source's own.
-    Numbers become ranges, dates years. A column with one part, or with more than 50, is left out.
+    One of the source's own that is named as one of these, or `brand`, gets " (column)" behind its name. Numbers become
+    ranges, dates years. A column with one part, or with more than 50, is left out.
     """
     extra = sorted({name for row in rows for name in row.extra})
     columns: dict[str, list[str]] = {
@@ -45,7 +48,8 @@ def columns_of(rows: Sequence[catalogue.Row]) -> dict[str, list[str]]:
         "source split": [row.source_split for row in rows],
     }
     for name in extra:
-        columns[f"{name} (column)" if name in columns else name] = _parts([row.extra.get(name) for row in rows])
+        is_taken = name in columns or name == BRAND
+        columns[f"{name} (column)" if is_taken else name] = _parts([row.extra.get(name) for row in rows])
     merged = {name: _merged(parts) for name, parts in columns.items()}
     return {name: parts for name, parts in merged.items() if 1 < len({*parts} - {""}) <= MAX_PARTS}
 
@@ -98,26 +102,41 @@ def _parts(values: Sequence[object]) -> list[str]:
     if given and all(_DATE.fullmatch(text) for text in given):
         return [text[:4] for text in texts]
     try:
-        numbers = [float(text) if text else None for text in texts]
+        numbers = [_number(text) for text in texts]
     except ValueError:
         return texts
-    return _ranges(numbers) if len(set(numbers)) > 2 * NUM_RANGES else texts
+    return _ranges(numbers) if len({*numbers} - {None}) > 2 * NUM_RANGES else texts
+
+
+def _number(text: str) -> float | None:
+    """None of "", "nan" and "inf"; ValueError of what is no number."""
+    value = float(text or "nan")
+    return value if np.isfinite(value) else None
 
 
 def _ranges(values: Sequence[float | None], unit: str = "") -> list[str]:
     """Numbers as ranges that hold about as many photos each; "" where there is none."""
-    given = np.array([value for value in values if value is not None and np.isfinite(value)])
+    given = np.array([value for value in values if value is not None], np.float64)
     if not len(given):
         return [""] * len(values)
     inner = np.unique(np.quantile(given, np.arange(1, NUM_RANGES) / NUM_RANGES, method="higher"))
     edges = [edge for edge in inner if edge > given.min()]
-    names = [f"< {edge:g}{unit}" for edge in edges[:1]]
-    names += [f"{low:g} to {high:g}{unit}" for low, high in itertools.pairwise(edges)]
-    names += [f">= {edge:g}{unit}" for edge in edges[-1:]] or ["all"]
-    return [
-        "" if value is None or not np.isfinite(value) else names[int(np.searchsorted(edges, value, side="right"))]
-        for value in values
-    ]
+    texts = _edge_texts(edges)
+    names = [f"< {edge}{unit}" for edge in texts[:1]]
+    names += [f"{low} to {high}{unit}" for low, high in itertools.pairwise(texts)]
+    names += [f">= {edge}{unit}" for edge in texts[-1:]] or ["all"]
+    return ["" if value is None else names[int(np.searchsorted(edges, value, side="right"))] for value in values]
+
+
+def _edge_texts(edges: Sequence[float]) -> list[str]:
+    """Plain decimals, of whole numbers with all digits, of others with as many as tell the edges apart."""
+    first = _MAX_DIGITS if all(edge.is_integer() for edge in edges) else _MIN_DIGITS
+    tried = ([_decimal(edge, digits) for edge in edges] for digits in range(first, _MAX_DIGITS + 1))
+    return next(texts for texts in tried if len(set(texts)) == len(edges))
+
+
+def _decimal(value: float, digits: int) -> str:
+    return np.format_float_positional(value, digits, fractional=False, trim="-")
 
 
 def _merged(parts: Sequence[str]) -> list[str]:

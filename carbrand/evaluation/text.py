@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from carbrand.evaluation import confusion
+from carbrand.evaluation import confusion, gate
 from carbrand.evaluation.bootstrap import Interval
 from carbrand.evaluation.calibration import Calibration
 from carbrand.evaluation.gate import Difference
@@ -19,7 +19,7 @@ def render(evaluation: Evaluation) -> str:
     """The report for a terminal; ends with a newline. Brands stand worst F1 first, those without examples last."""
     metrics = evaluation.metrics
     sections = [
-        aligned([[name, str(value)] for name, value in evaluation.facts.items()], left=2),
+        aligned([[name, str(value)] for name, value in evaluation.facts.items() if value is not None], left=2),
         aligned(_headline(metrics, evaluation.calibration), left=2) + "\n(in brackets: 95 % intervals)",
         "Brands, worst F1 first, in %\n" + aligned(_brand_table(metrics), left=1),
         _confused_section(metrics),
@@ -86,6 +86,8 @@ def _slices_section(slices: Sequence[Slice]) -> str:
 def _comparison_section(differences: Sequence[Difference] | None) -> str:
     if differences is None:
         return ""
+    if not differences:
+        return f"Against the model before: {gate.TOO_FEW}"
     worse = [row for row in differences if row.is_worse]
     title = f"Against the model before: {len(worse)} of {len(differences)} numbers worse beyond chance, in points"
     table = [["", "photos", "before", "now", "difference, interval"]]

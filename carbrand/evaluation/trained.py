@@ -1,6 +1,7 @@
 """A trained model to be looked at: the checkpoint of a run or an export, by the same few functions."""
 
 import dataclasses
+import logging
 import os
 import pathlib
 from collections.abc import Callable, Iterator
@@ -17,6 +18,8 @@ from carbrand.data.reader import RecordReader
 from carbrand.errors import ConfigError, DataError
 from carbrand.training import checkpoint, features, hardware, weights
 from carbrand.training.model import logits_model
+
+log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,6 +80,17 @@ def check_brands(dataset: manifest.Manifest, data: Any, brands: tuple[str, ...],
     if brands != dataset.brands:
         theirs, ours = ", ".join(dataset.brands), ", ".join(brands)
         raise DataError(f"{data}: has the brands {theirs}; {folder} knows {ours}.")
+
+
+def warn_of_other_records(dataset: manifest.Manifest, data: Any, model: Trained) -> None:
+    """Logs a warning if `model` was trained on other records than those in `data`, or those they were appended to."""
+    trained_on = model.facts["trained_on"]
+    if trained_on not in (dataset.fingerprint, dataset.previous):
+        log.warning(
+            "%s: has the records %s, but %s was trained on %s: photos that it was trained on may be among those "
+            "evaluated. Evaluate it on the records that it was trained on, or on those appended to them.",
+            *(data, dataset.fingerprint[:12], model.folder, trained_on[:12]),
+        )
 
 
 def _of_run(run_dir: pathlib.Path, which: str) -> Trained:

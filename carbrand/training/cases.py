@@ -71,9 +71,10 @@ class Case:
 
     @property
     def stored_short_px(self) -> float:
-        """The short side of the stored photos: the limit that the build had, or about the mean."""
-        statistics = self.dataset.statistics
-        return self.dataset.resize_short_px or min(statistics["height"]["mean"], statistics["width"]["mean"])
+        """The short side of the stored photos: the limit that the build had, or about the mean, if that is smaller."""
+        statistics, limit = self.dataset.statistics, self.dataset.resize_short_px
+        mean = min(statistics["height"]["mean"], statistics["width"]["mean"])
+        return mean if limit is None else min(limit, mean)  # photos are never enlarged to the limit
 
     def photos_in(self, split: str) -> int:
         """0 where there is no such split."""

@@ -125,10 +125,11 @@ def _find_rate(case: Case, diagnosis: Diagnosis, _: float) -> tuple[Diagnosis, s
         lines.append("the loss never fell: look at the data with `carbrand preview`")
     else:
         lowest = min(range(steps), key=found.losses.__getitem__)
+        knob = "head_learning_rate" if case.phases[-1].name == "head" else "learning_rate"
         peak = found.suggestion / optimizer.batch_factor(case.settings.optimizer, case.batch_size)
         lines += [
             f"the loss was lowest, {found.losses[lowest]:.3g}, at a rate of {found.rates[lowest]:.2g}",
-            f"advice: A tenth of it is a peak to begin with. Try:\n  optimizer.learning_rate = {peak:.2g}",
+            f"advice: A tenth of it is a peak to begin with. Try:\n  optimizer.{knob} = {peak:.2g}",
         ]
     return dataclasses.replace(diagnosis, rate_curve=found), "\n".join(lines)
 

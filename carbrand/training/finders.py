@@ -64,13 +64,14 @@ class BatchSpeeds:
 def find_rate(case: Case) -> RateCurve:
     """Trains the last phase for some steps while the learning rate rises, until the loss explodes; writes nothing.
 
-    A phase of the head before it is replaced by the best linear head.
+    A phase of the head before it, if there is one, is replaced by the best linear head.
     """
     phase = case.phases[-1]
     with tempfile.TemporaryDirectory() as folder, pipeline.data_errors():
         trainer = _trainer(dataclasses.replace(case, run_dir=pathlib.Path(folder)))
-        if case.phases[0].name == "head":
-            train.solve_head(trainer, case.phases[0])
+        for before in case.phases[:-1]:
+            if before.name == "head":
+                train.solve_head(trainer, before)
         _, train_step = build_step(trainer, phase)
         trainer.step = phase.start
         source = batches.training_batches(trainer, _endless(phase), batches.source(trainer, phase))

@@ -59,7 +59,8 @@ def _check_mixing(case: Case) -> Iterator[Finding]:
 
 def _check_steps(case: Case) -> Iterator[Finding]:
     schedule, warmup = case.settings.schedule, case.settings.optimizer.warmup_epochs
-    for name, epochs in (("epochs", schedule.epochs), ("head_epochs", schedule.head_epochs)):
+    head_epochs = schedule.head_epochs if schedule.head_solver == "sgd" else 0  # else it is one step, however many
+    for name, epochs in (("epochs", schedule.epochs), ("head_epochs", head_epochs)):
         if case.num_photos and 0 < epochs * case.steps_per_epoch < 1:
             yield findings.error(
                 f"train.run.{name}",

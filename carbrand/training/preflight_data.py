@@ -57,13 +57,14 @@ def check_upscaling(case: Case) -> Iterator[Finding]:
     """Photos that are smaller than the network's input."""
     stored = case.stored_short_px
     largest = max(min(size) for size in case.image_sizes)
-    if largest > stored:
-        how = "have a short side of" if case.dataset.resize_short_px else "on average have a short side of"
+    if largest > round(stored):
+        is_limit = stored == case.dataset.resize_short_px
+        how = "have a short side of" if is_limit else "on average have a short side of"
         yield findings.warning(
             "preprocess.image_size_px",
             f"preprocess.image_size_px={largest}: the stored photos {how} {stored:.0f} px, so they are enlarged, which "
-            f"costs time and shows nothing more. Use {int(stored) // 32 * 32 or 32}, or build with a larger "
-            "--resize_short.",
+            f"costs time and shows nothing more. Use {int(stored) // 32 * 32 or 32}, or build with "
+            f"{'a larger --resize_short' if is_limit else 'larger photos'}.",
         )
 
 

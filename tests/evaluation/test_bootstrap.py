@@ -64,6 +64,11 @@ def test_shares_that_never_change_have_an_interval_of_wilson():
     assert bootstrap.share_interval(1.0, np.linspace(0, 1, 41), 5) == Interval(*map(pytest.approx, (0.025, 0.975)))
 
 
+def test_samples_are_moved_by_their_bias_and_none_below_0():
+    assert bootstrap.unbiased(0.2, np.array([0.1, 0.3, 0.5])) == pytest.approx(np.array([0.0, 0.2, 0.4]))
+    assert bootstrap.unbiased(0.1, np.array([0.1, 0.3, 0.5])).min() == 0
+
+
 def test_a_single_group_says_nothing():
     assert bootstrap.interval(0.7, np.full(9, 0.7)) is None
     assert bootstrap.share_interval(0.7, np.array([0.7, 0.7 + 1e-16]), 1) == Interval(0.0, 1.0)

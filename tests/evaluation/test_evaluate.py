@@ -1,4 +1,5 @@
 import csv
+import dataclasses
 import json
 import shutil
 
@@ -6,8 +7,8 @@ import numpy as np
 import pytest
 
 from carbrand.data import manifest
-from carbrand.errors import ConfigError, DataError, GateError
-from carbrand.evaluation import evaluate
+from carbrand.errors import CheckpointError, ConfigError, DataError, GateError
+from carbrand.evaluation import evaluate, slices
 from carbrand.training import hardware
 
 
@@ -63,20 +64,70 @@ def test_replicas_do_not_matter(of_run, tiny_run, drawn_records, tmp_path, monke
     assert metrics.examples == of_run[0].examples
 
 
-def test_a_model_that_got_worse_ends_with_exit_code_3(of_run, tiny_run, drawn_records, tmp_path):
-    better = tmp_path / "better"
-    shutil.copytree(of_run[1], better)
-    rows = predictions(better)
-    with (better / "predictions.csv").open("w", newline="") as file:
+def right_on_all(report, folder):
+    """A copy of a report, of a model that took no photo for another brand."""
+    shutil.copytree(report, folder)
+    rows = predictions(folder)
+    with (folder / "predictions.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, rows[0])
         writer.writeheader()
         writer.writerows({**row, "predicted": row["brand"]} for row in rows)
+    return folder
+
+
+def test_a_model_that_got_worse_ends_with_exit_code_3(of_run, tiny_run, drawn_records, tmp_path):
+    better = right_on_all(of_run[1], tmp_path / "better")
     with pytest.raises(
         GateError, match=r"worse than .*better beyond chance: macro F1 100\.0 -> .* %\. .*report\.txt has"
     ):
         evaluate.run(drawn_records, run_dir=tiny_run, split="train", output=tmp_path / "out", baseline=better)
     assert "1 of 1 numbers worse" in (tmp_path / "out" / "report.txt").read_text()
     assert json.loads((tmp_path / "out" / "report.json").read_text())["comparison"][0]["before"] == 1.0
+
+
+def test_too_few_photos_are_not_judged(of_run, tiny_run, drawn_records, tmp_path, monkeypatch):
+    better = right_on_all(of_run[1], tmp_path / "better")
+    monkeypatch.setattr(slices, "MIN_PHOTOS", 23)  # of 22
+    evaluate.run(drawn_records, run_dir=tiny_run, split="train", output=tmp_path / "out", baseline=better)
+    for name in ("report.txt", "report.html"):
+        assert "ot judged, as fewer than 10 groups of photos are too few" in (tmp_path / "out" / name).read_text()
+
+
+@pytest.mark.parametrize("name", ["", "report.json"])
+def test_a_baseline_is_not_written_over(of_run, tiny_run, drawn_records, tmp_path, name):
+    link = tmp_path / "link"
+    link.symlink_to(of_run[1])
+    with pytest.raises(ConfigError, match="^--baseline=.*: the new report would be written over it, .* another --outp"):
+        evaluate.run(drawn_records, run_dir=tiny_run, split="train", output=of_run[1], baseline=link / name)
+
+
+def test_a_baseline_in_the_default_folder_is_not_written_over(tiny_run, drawn_records):
+    with pytest.raises(ConfigError, match="written over it, into .*evaluation-train. Give another --output."):
+        evaluate.run(drawn_records, run_dir=tiny_run, split="train", baseline=tiny_run / "evaluation-train")
+
+
+def test_a_file_in_place_of_the_report_is_told_first(drawn_records, tmp_path):
+    (tmp_path / "evaluation-test").touch()
+    with pytest.raises(ConfigError, match="evaluation-test: is a file. Name a folder."):
+        evaluate.run(drawn_records, run_dir=tmp_path)
+    with pytest.raises(ConfigError, match="evaluation-test: is a file. Name a folder."):
+        evaluate.check_several([tmp_path], "test", tmp_path / "out")
+
+
+def test_several_runs_are_checked_before_the_first(tiny_run, tmp_path):
+    evaluate.check_several([tiny_run, tiny_run], "test", tmp_path / "out")
+    with pytest.raises(CheckpointError, match="nothere: no such folder"):
+        evaluate.check_several([tiny_run, tmp_path / "nothere"], "test", tmp_path / "out")
+    (tmp_path / "out").touch()
+    with pytest.raises(ConfigError, match="--output=.*out: is a file. Name a folder."):
+        evaluate.check_several([tiny_run], "test", tmp_path / "out")
+
+
+def test_a_model_of_other_records_is_told(tiny_model, drawn_records, tmp_path, monkeypatch, caplog):
+    other = dataclasses.replace(manifest.load(drawn_records), fingerprint="ab12" * 16)
+    monkeypatch.setattr(manifest, "load", lambda _: other)
+    evaluate.run(drawn_records, model_dir=tiny_model, split="validation", output=tmp_path)
+    assert "has the records ab12ab12ab12, but" in caplog.text
 
 
 def test_a_baseline_of_other_photos_is_refused(of_run, tiny_run, drawn_records, tmp_path):
@@ -99,8 +150,6 @@ def test_report_goes_beside_the_model_by_default(tiny_model, drawn_records):
 
 
 def test_other_brands_raise(tiny_run, drawn_records, monkeypatch):
-    import dataclasses
-
     other = dataclasses.replace(manifest.load(drawn_records), brands=("a", "b"))
     monkeypatch.setattr(manifest, "load", lambda _: other)
     with pytest.raises(DataError, match="has the brands a, b; .* knows arvena, belmarr"):

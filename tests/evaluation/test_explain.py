@@ -31,6 +31,18 @@ def test_each_photo_has_its_row(tiny_run, photo, tmp_path):
     assert size_of(tmp_path / "two.jpg")[1] > 1.5 * size_of(tmp_path / "one.png")[1]
 
 
+def test_too_many_photos_for_a_jpeg_are_told_before_the_work(tiny_run, photo, tmp_path, monkeypatch):
+    monkeypatch.setattr(explain, "_image", lambda *_: pytest.fail("explained a photo"))
+    with pytest.raises(ConfigError, match=r"a JPEG cannot be 70400 px high, which 2200 photos need .* or a \.png"):
+        explain.run([photo] * 2200, tmp_path / "out.jpg", run_dir=tiny_run)
+
+
+def test_a_picture_in_a_file_is_told_before_the_work(photo, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match="folder of --output=.*file: is a file. Name a folder."):
+        explain.run([photo], tmp_path / "file" / "out.png", run_dir=tmp_path)
+
+
 def test_bad_input_is_named(tiny_run, photo, tmp_path):
     text = tmp_path / "text.jpg"
     text.write_text("no photo")

@@ -67,6 +67,13 @@ def test_copies_of_few_photos_are_no_evidence():
     assert sorted(row.what for row in found) == ["macro F1", "year: 2024", "year: 2025"]
 
 
+@pytest.mark.parametrize(("num_groups", "found"), [(1, []), (9, []), (10, ["macro F1"])])
+def test_few_groups_are_not_judged_at_all(num_groups, found):
+    labels = np.repeat(np.arange(NUM_BRANDS), 2)[: 2 * num_groups]
+    groups = [str(number // 2) for number in range(len(labels))]
+    assert worse(compare(labels, labels, (labels + 1) % NUM_BRANDS, columns={}, groups=groups)) == found
+
+
 def test_photos_are_paired_by_content():
     assert gate.common(["a", "b", "c"], ["c", "x", "a"], "old") == ([2, 0], [0, 2])
     with pytest.raises(DataError, match="^old: 1 of its 3 photos are among the 3 evaluated now. Evaluate the old"):

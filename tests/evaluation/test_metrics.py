@@ -186,12 +186,22 @@ def test_every_number_has_an_interval_that_holds_it():
     }
     for name, interval in result.intervals.items():
         assert interval.low < interval.high
-        # That of the calibration error may lie above it: drawing photos twice makes bins less even.
-        assert interval.low <= values[name] <= interval.high or name == "expected_calibration_error"
+        assert interval.low <= values[name] <= interval.high
     for row in result.per_brand:
         for name, interval in row.intervals.items():
             assert interval.low <= getattr(row, name) <= interval.high
         assert set(row.intervals) == ({*metrics.BRAND_SCORES} if row.support else set())
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_the_interval_of_a_calibration_error_holds_it(seed):
+    rng = np.random.default_rng(seed)
+    confidence = rng.uniform(0.5, 1.0, 400)
+    labels = (rng.random(400) > confidence).astype(int)  # each confidence is exact
+    result = metrics.compute(labels, np.stack([confidence, 1 - confidence], axis=1), BRANDS[:2])
+    interval = result.intervals["expected_calibration_error"]
+    assert 0 <= interval.low < result.expected_calibration_error < interval.high
+    assert 0.02 < interval.high - interval.low < 0.08
 
 
 def test_near_copies_make_intervals_wider():

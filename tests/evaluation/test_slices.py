@@ -30,6 +30,11 @@ def test_models_and_the_columns_of_the_source_are_parts():
     assert column("model (column)", model=["a3"], colour=["red"]) is None
 
 
+def test_a_column_named_brand_does_not_take_the_place_of_the_brands():
+    assert column("brand (column)", brand=["audi", "AUDI"]) == ["audi", "AUDI"] * 20
+    assert column(slices.BRAND, brand=["audi", "AUDI"]) is None
+
+
 def test_sizes_are_ranges_of_as_many_photos():
     parts = column("size", side=[*range(100, 140)])
     assert parts[:10] == ["< 110 px"] * 10
@@ -47,6 +52,29 @@ def test_numbers_of_the_source_are_ranges_and_few_are_values():
         *("< 10000", "10000 to 20000", "20000 to 30000", ">= 30000")
     }
     assert column("doors", doors=["3", "5"]) == ["3", "5"] * 20
+
+
+@pytest.mark.parametrize(
+    ("first", "step", "edges"),
+    [
+        (1_700_000_000, 1, ["1700000010", "1700000020", "1700000030"]),
+        (1_234_560, 10, ["1234660", "1234760", "1234860"]),
+        (1_700_000_000, 0.01, ["1700000000.1", "1700000000.2", "1700000000.3"]),
+        (1e-3, 1e-7, ["0.001001", "0.001002", "0.001003"]),
+        (0.0, 1 / 3, ["3.33333", "6.66667", "10"]),
+    ],
+)
+def test_edges_are_decimals_that_tell_ranges_apart(first, step, edges):
+    low, middle, high = edges
+    assert sorted(set(column("taken", taken=[first + step * number for number in range(40)]))) == sorted(
+        [f"< {low}", f"{low} to {middle}", f"{middle} to {high}", f">= {high}"]
+    )
+
+
+@pytest.mark.parametrize("word", ["nan", "inf", "-Infinity"])
+def test_what_has_no_value_is_no_number(word):
+    assert column("doors", doors=["3", "5", word, word]) == ["3", "5", word, word] * 10
+    assert column("price", price=[*range(9), word])[8:10] == [">= 6", ""]
 
 
 def test_dates_are_years():

@@ -92,6 +92,17 @@ def test_text_lists_what_got_worse(high, num_worse):
     assert f"brand: Audi      60    80.0  60.0  -20.0 (-30.0 to {100 * high:+.1f})" in found
 
 
+def test_text_says_where_nothing_could_be_judged():
+    assert text.render(evaluations.small(comparison=[])).endswith(
+        "\n\nAgainst the model before: not judged, as fewer than 10 groups of photos are too few\n"
+    )
+
+
+def test_text_leaves_out_what_is_not_known():
+    facts = {"split": "test", "evaluations of this split so far": None}
+    assert text.render(evaluations.small(facts=facts)).startswith("split  test\n\nphotos ")
+
+
 def test_confusion_matrix_as_text():
     result = metrics.compute([0, 0, 1], [[0.9, 0.1], [0.2, 0.8], [0.3, 0.7]], ["audi", "bmw"])
     assert text.confusion_matrix(result) == (

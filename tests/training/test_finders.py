@@ -92,6 +92,13 @@ def test_the_head_is_solved_before_the_ramp(case, monkeypatch):
     assert solved == ["head"]
 
 
+def test_a_head_that_is_tried_itself_is_not_solved_before(case, monkeypatch):
+    monkeypatch.setattr(finders.train, "solve_head", lambda *_: pytest.fail("solved"))
+    alone = dataclasses.replace(with_head(case).settings, schedule=Schedule(0, 1, 8, 0, True))
+    found = finders.find_rate(dataclasses.replace(case, settings=alone))
+    assert min(found.losses) < found.losses[0]
+
+
 def test_batches_grow_until_the_memory_ends(case, monkeypatch):
     def rate(work, seconds):
         size = work()
@@ -141,6 +148,15 @@ def test_doctor_finds_a_rate_and_a_batch_and_writes_both(drawn_records, tmp_path
     found = doctor.run(drawn_records, seconds=0.05, find="batch", output=tmp_path)
     assert f"train.run.batch_size = {found.batch_speeds.suggestion}" in capsys.readouterr().out
     assert set(json.loads((tmp_path / "doctor.json").read_text())["batch_speeds"]["speeds"]) == {"1", "2"}
+
+
+def test_doctor_names_the_rate_of_the_head_where_only_it_is_trained(drawn_records, capsys):
+    bindings = ["preprocess.image_size_px = 32", "train.run.batch_size = 8", "weights.path = 'random'"]
+    config.parse(bindings=[*bindings, "train.run.head_epochs = 1", "train.run.epochs = 0"])
+    found = doctor.run(drawn_records, find="rate")
+    output = capsys.readouterr().out
+    assert "steps of the head phase" in output
+    assert f"Try:\n  optimizer.head_learning_rate = {found.rate_curve.suggestion:.2g}" in output
 
 
 def test_something_else_cannot_be_found(drawn_records):

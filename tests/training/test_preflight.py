@@ -136,6 +136,22 @@ def test_what_is_wrong_is_told(case, groups, expected):
     assert expected in only(changed(case, **groups))
 
 
+def test_a_head_that_is_solved_takes_one_step_whatever_its_epochs(case):
+    few = schedule(head_epochs=0.1)
+    assert "train.run.head_epochs=0.1: less than one step of 8" in only(changed(case, schedule=few))
+    assert messages(changed(case, schedule=dataclasses.replace(few, head_solver="lbfgs"))) == []
+
+
+def test_photos_smaller_than_the_build_allowed_are_told(case):
+    statistics = {**case.dataset.statistics, "height": {"mean": 48.2}, "width": {"mean": 64.0}}
+    small = dataclasses.replace(case, dataset=dataclasses.replace(case.dataset, statistics=statistics))
+    assert small.stored_short_px == 48.2  # not the 96 that --resize_short allowed
+    assert only(small).startswith(
+        "warning: preprocess.image_size_px=64: the stored photos on average have a short side of 48 px, so they are"
+    )
+    assert only(small).endswith("Use 32, or build with larger photos.")
+
+
 def test_workers_count_as_replicas(case):
     workers = Workers(("a:1", "a:2", "b:3"), 0)
     among = dataclasses.replace(case, workers=workers)
