@@ -85,6 +85,7 @@ def test_a_model_that_got_worse_ends_with_exit_code_3(of_run, tiny_run, drawn_re
     assert json.loads((tmp_path / "out" / "report.json").read_text())["comparison"][0]["before"] == 1.0
 
 
+@pytest.mark.slow
 def test_too_few_photos_are_not_judged(of_run, tiny_run, drawn_records, tmp_path, monkeypatch):
     better = right_on_all(of_run[1], tmp_path / "better")
     monkeypatch.setattr(slices, "MIN_PHOTOS", 23)  # of 22
@@ -121,13 +122,6 @@ def test_several_runs_are_checked_before_the_first(tiny_run, tmp_path):
     (tmp_path / "out").touch()
     with pytest.raises(ConfigError, match="--output=.*out: is a file. Name a folder."):
         evaluate.check_several([tiny_run], "test", tmp_path / "out")
-
-
-def test_a_model_of_other_records_is_told(tiny_model, drawn_records, tmp_path, monkeypatch, caplog):
-    other = dataclasses.replace(manifest.load(drawn_records), fingerprint="ab12" * 16)
-    monkeypatch.setattr(manifest, "load", lambda _: other)
-    evaluate.run(drawn_records, model_dir=tiny_model, split="validation", output=tmp_path)
-    assert "has the records ab12ab12ab12, but" in caplog.text
 
 
 def test_a_baseline_of_other_photos_is_refused(of_run, tiny_run, drawn_records, tmp_path):
