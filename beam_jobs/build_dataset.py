@@ -5,7 +5,6 @@ Beam, which takes a second to load, is loaded only where it is needed: what cann
 
 import dataclasses
 import functools
-import importlib
 import os
 import pathlib
 import shutil
@@ -87,8 +86,7 @@ def run(
         build_output.remove_old_output(settings)
         with progress.shown(settings.progress_path, settings.num_photos):
             if _is_checked_ahead(listing, settings, workers, beam_args):
-                with checking.ahead(listing.paths, settings):
-                    importlib.import_module("beam_jobs.build_pipeline")  # Beam
+                checking.check_ahead(listing.paths, settings)
             _run_pipeline(listing, previous, settings, workers, beam_args)
         finished = finish_build.run(settings, listing, previous, max_reject_fraction)
     print(finish_build.summary(finished, str(output_path)))

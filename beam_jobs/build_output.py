@@ -151,7 +151,7 @@ class Settings:
 
     @property
     def ahead_dir(self) -> str:
-        """For what is known of photos before the pipeline runs; see `checking.ahead`."""
+        """For what is known of photos before the pipeline runs; see `checking.check_ahead`."""
         return f"{self.work_dir}/ahead"
 
     @property

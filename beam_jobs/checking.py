@@ -1,13 +1,11 @@
 """A photo of a listing -> what later steps need to know, and its pixels in the cache. Local ones need no Beam."""
 
-import contextlib
 import dataclasses
 import functools
 import json
 import os
 import pathlib
 import pickle
-from collections.abc import Iterator
 from concurrent import futures
 
 from beam_jobs import build_output, progress
@@ -48,30 +46,25 @@ class Checked:
     is_conflict: bool = False
 
 
-@contextlib.contextmanager
-def ahead(listing_paths: tuple[str, ...], settings: build_output.Settings) -> Iterator[None]:
-    """Threads of this process check all photos of a listing, during the block and after it, until they are done.
+def check_ahead(listing_paths: tuple[str, ...], settings: build_output.Settings) -> None:
+    """Checks all photos of a listing in threads of this process; `check_slice` then gives what they found.
 
-    `check_slice` then gives what they found. For few photos: no worker process takes its time to start, and the block
-    may load Beam.
+    For few photos: no worker process takes its time to start, and what outlives a kill is done first, before Beam is
+    loaded.
 
     Raises:
         CarbrandError: as `check`.
     """
     pathlib.Path(settings.ahead_dir).mkdir(parents=True)
     places = [place for path in listing_paths for place in sources.slices_of_chunk(path, settings.photos_per_pack)]
-    pool = futures.ThreadPoolExecutor(min(len(os.sched_getaffinity(0)), _MAX_THREADS))
-    try:
+    with futures.ThreadPoolExecutor(min(len(os.sched_getaffinity(0)), _MAX_THREADS)) as pool:
         results = pool.map(functools.partial(check_slice, settings=settings), places)
-        yield
         for place, found in zip(places, results, strict=True):
             _path_ahead(place, settings).write_bytes(pickle.dumps(found, pickle.HIGHEST_PROTOCOL))
-    finally:
-        pool.shutdown(cancel_futures=True)
 
 
 def check_slice(place: tuple[str, int, int], settings: build_output.Settings) -> list[Checked]:
-    """What `check` says of each photo of a slice of the listing, now or `ahead`."""
+    """What `check` says of each photo of a slice of the listing, now or `check_ahead`."""
     ahead = _path_ahead(place, settings)
     if ahead.exists():
         return pickle.loads(ahead.read_bytes())
