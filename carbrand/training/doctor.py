@@ -77,7 +77,7 @@ def run(
       output: A folder that gets `doctor.json`, and the picture of what was found.
 
     Raises:
-      ConfigError: There are errors, printed before.
+      ConfigError: There are errors, printed before; or an option cannot work.
       DataError: `data` is no complete records folder.
     """
     checks.number("--seconds", seconds, above=0)
@@ -85,6 +85,8 @@ def run(
         checks.folder("--output", output)
     if find is not None:
         checks.choice("--find", find, FIND)
+        if check_only:
+            raise ConfigError(f"--check --find={find}: nothing is looked for while only checking. Leave one out.")
     dataset = manifest.load(data)
     drafted = draft.from_gin(train.run)
     place = None if run_dir is None else pathlib.Path(run_dir)

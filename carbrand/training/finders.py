@@ -65,8 +65,13 @@ def find_rate(case: Case) -> RateCurve:
     """Trains the last phase for some steps while the learning rate rises, until the loss explodes; writes nothing.
 
     A phase of the head before it, if there is one, is replaced by the best linear head.
+
+    Raises:
+      ConfigError: The last phase is solved without a rate.
     """
     phase = case.phases[-1]
+    if phase.name == "head" and case.settings.schedule.head_solver == "lbfgs":
+        raise ConfigError("train.run.head_solver='lbfgs': takes no learning rate. Leave --find=rate out, or use 'sgd'.")
     with tempfile.TemporaryDirectory() as folder, pipeline.data_errors():
         trainer = _trainer(dataclasses.replace(case, run_dir=pathlib.Path(folder)))
         for before in case.phases[:-1]:

@@ -159,6 +159,17 @@ def test_doctor_names_the_rate_of_the_head_where_only_it_is_trained(drawn_record
     assert f"Try:\n  optimizer.head_learning_rate = {found.rate_curve.suggestion:.2g}" in output
 
 
+def test_a_head_that_is_solved_has_no_rate_to_be_found(case):
+    solved = dataclasses.replace(with_head(case).settings, schedule=Schedule(0, 1, 8, 0, True, head_solver="lbfgs"))
+    with pytest.raises(ConfigError, match="head_solver='lbfgs': takes no learning rate"):
+        finders.find_rate(dataclasses.replace(case, settings=solved))
+
+
+def test_nothing_is_found_while_only_checking(drawn_records):
+    with pytest.raises(ConfigError, match="--check --find=rate: nothing is looked for while only checking"):
+        doctor.run(drawn_records, check_only=True, find="rate")
+
+
 def test_something_else_cannot_be_found(drawn_records):
     with pytest.raises(ConfigError, match="--find='seed' is not one of 'rate', 'batch'"):
         doctor.run(drawn_records, find="seed")
