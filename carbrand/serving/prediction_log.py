@@ -49,7 +49,7 @@ class PredictionLog:
         self._photo_bytes = 0  # of those that wait
         self._lock = threading.Lock()
         self._file: io.FileIO | None = None
-        self._is_failing = False
+        self._failing: set[str] = set()  # of "rows" and "photos": what has been told, until it works again
         self.lost = 0  # rows, and photos that were to be kept
         self._thread = threading.Thread(target=self._write_all, name="prediction-log", daemon=True)
         self._thread.start()
@@ -74,23 +74,25 @@ class PredictionLog:
     def _write_all(self) -> None:
         while (row := self._rows.get()) is not None:
             line = json.dumps(row.fields, ensure_ascii=False).encode() + b"\n"
-            self._try(self._write, line)
+            self._try("rows", self._write, line)
             if row.photo is not None:
-                self._try(self._keep, row.fields["sha256"], row.photo)
+                self._try("photos", self._keep, row.fields["sha256"], row.photo)
                 self._make_room(len(row.photo))
         if self._file:
             self._file.close()
 
-    def _try(self, write: Callable[..., None], *arguments: Any) -> None:
+    def _try(self, what: str, write: Callable[..., None], *arguments: Any) -> None:
         """Does so, or counts what is lost: the answers go on."""
         try:
             write(*arguments)
-            self._is_failing = False
+            self._failing.discard(what)
         except OSError as error:
             self._lose()
-            if not self._is_failing:
-                log.error("%s: the prediction log cannot be written (%s); rows are lost", self._folder, error.strerror)
-            self._is_failing = True
+            if what not in self._failing:
+                log.error(
+                    "%s: the prediction log cannot be written (%s); %s are lost", self._folder, error.strerror, what
+                )
+            self._failing.add(what)
 
     def _write(self, line: bytes) -> None:
         """Appends a line, whole or not at all."""

@@ -67,7 +67,7 @@ def test_rows_outlive_a_file_that_was_taken_away(tmp_path):
     assert log.lost == 0
 
 
-def test_a_photo_that_cannot_be_kept_does_not_cost_its_row(tmp_path):
+def test_a_photo_that_cannot_be_kept_does_not_cost_its_row(tmp_path, caplog):
     (tmp_path / "photos").touch()
     log = PredictionLog(tmp_path, keep_photos=True)
     for number in range(20):
@@ -75,6 +75,7 @@ def test_a_photo_that_cannot_be_kept_does_not_cost_its_row(tmp_path):
     log.close()
     assert len(rows_in(tmp_path)) == log.lost == 20
     assert len(list(tmp_path.glob("*.jsonl"))) == 1
+    assert caplog.text.count("are lost") == 1
 
 
 def test_photos_that_wait_for_the_disk_have_limited_room(tmp_path, monkeypatch):
