@@ -25,7 +25,7 @@ class Telemetry:
         self.waiting = Gauge("carbrand_photos_waiting", "Photos in the house.", registry=self._registry)
         self.version = Gauge("carbrand_model_version", "The version that answers.", registry=self._registry)
         self.lost_rows = Gauge(
-            "carbrand_prediction_log_lost_rows", "Rows that could not be logged.", registry=self._registry
+            "carbrand_prediction_log_lost_rows", "Rows and photos that could not be logged.", registry=self._registry
         )
 
     def watch_batch(self, photos: int, seconds: float) -> None:
