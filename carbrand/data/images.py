@@ -314,6 +314,7 @@ def _shrink(pixels: np.ndarray, width: int, height: int) -> np.ndarray:
     return cv2.resize(smooth, (width, height), interpolation=interpolation)
 
 
+@functools.lru_cache(maxsize=256)  # Photos of one collection share few sizes, and the weights take 30 µs.
 def _low_pass(ratio: float) -> np.ndarray:
     """The weights of a filter for shrinking by `ratio`: a cubic (Keys 1981, doi:10.1109/TASSP.1981.1163711) as wide.
 
