@@ -253,7 +253,7 @@ def _manifest(
         format_version=records.FORMAT_VERSION,
         carbrand_version=carbrand.__version__,
         version=old.version + 1 if old else 1,
-        previous=old.fingerprint if old else "",
+        ancestors=(old.fingerprint, *old.ancestors) if old else (),
         brands=settings.brands,
         labels=labels,
         aliases=settings.aliases,

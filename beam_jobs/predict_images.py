@@ -1,7 +1,8 @@
 """Predictions for very many photos, with RunInference: sharded JSONL or Parquet, in the order of the photos.
 
 A shard is the unit of work: it is written whole as soon as its photos are predicted, and a job that was stopped or
-killed goes on with the shards that are missing. Workers have to share the disk of the output.
+killed goes on with the shards that are missing, or older than one of their photos. Workers have to share the disk of the
+output.
 """
 
 import dataclasses
@@ -111,7 +112,7 @@ def run(
         facts |= {"photos": num_photos, "list": fingerprint}
         _begin(folder, facts, output)
         options = runners.make_options(num_photos, workers=workers, beam_args=beam_args)
-        todo = [shard for shard in shards if not job.path(shard.number).exists()]
+        todo = [shard for shard in shards if not _is_done(job, shard)]
         done = num_photos - sum(1 for shard in todo for _ in _photos(job, shard))
         (folder / _PROGRESS).write_bytes(progress.CHECKED * done)
         with progress.shown(str(folder / _PROGRESS), num_photos, "predict"):
@@ -197,6 +198,23 @@ def _photos(job: Job, shard: Shard) -> Iterator[str]:
     with pathlib.Path(job.output, _PHOTOS).open("rb") as file:
         file.seek(shard.start)
         yield from map(json.loads, file.read(shard.end - shard.start).splitlines())
+
+
+def _is_done(job: Job, shard: Shard) -> bool:
+    """Whether a shard is written, and none of its photos on this machine changed since, or came to its place."""
+    try:
+        written_ns = job.path(shard.number).stat().st_mtime_ns
+    except FileNotFoundError:
+        return False
+    return all(_changed_ns(name) <= written_ns for name in _photos(job, shard))
+
+
+def _changed_ns(name: str) -> int:
+    """When a file, its name or its mode changed last; 0 of one that is not there, or in a bucket."""
+    try:
+        return os.stat(name).st_ctime_ns
+    except (OSError, ValueError):
+        return 0
 
 
 def _check_output(folder: pathlib.Path) -> None:

@@ -59,7 +59,7 @@ class Manifest:
         format_version: of the records; `records.FORMAT_VERSION` when written.
         carbrand_version: that built the folder.
         version: of the dataset: 1, or one more than that of the dataset it was appended to.
-        previous: the fingerprint of the dataset it was appended to, or "".
+        ancestors: the fingerprints of the dataset it was appended to, of the one which that was appended to, and so on.
         brands: in the order of the labels.
         labels: of each brand, as the source writes them, sorted.
         aliases: other names of brands, normalised: name -> brand.
@@ -85,7 +85,7 @@ class Manifest:
     format_version: int
     carbrand_version: str
     version: int
-    previous: str
+    ancestors: tuple[str, ...]
     brands: tuple[str, ...]
     labels: dict[str, list[str]]
     aliases: dict[str, str]
@@ -105,6 +105,11 @@ class Manifest:
     files: dict[str, str]
     fingerprint: str
     command: str
+
+    @property
+    def previous(self) -> str:
+        """The fingerprint of the dataset it was appended to, or ""."""
+        return self.ancestors[0] if self.ancestors else ""
 
 
 def fingerprint_of(brands: tuple[str, ...], splits: dict[str, Split]) -> str:
@@ -218,9 +223,12 @@ def _parse(path: pathlib.Path) -> dict[str, Any]:
 def _from_json(content: dict[str, Any], path: pathlib.Path) -> Manifest:
     is_sound = content.pop("checksum", None) == files.fingerprint(content)
     try:
+        if "previous" in content:  # as older versions of carbrand wrote it
+            previous = content.pop("previous")
+            content["ancestors"] = [previous] if previous else []
         splits = {name: _split_from_json(split) for name, split in content["splits"].items()}
         brands = tuple(content["brands"])
-        tuples = {name: tuple(content[name]) for name in ("brands", "fractions", "given_splits")}
+        tuples = {name: tuple(content[name]) for name in ("ancestors", "brands", "fractions", "given_splits")}
         manifest = Manifest(**{**content, **tuples, "splits": splits})
     except (KeyError, TypeError, AttributeError) as error:
         raise errors.DataError(f"{path}: damaged ({error}). Run `carbrand build` again.") from error

@@ -85,7 +85,7 @@ def check_brands(dataset: manifest.Manifest, data: Any, brands: tuple[str, ...],
 def warn_of_other_records(dataset: manifest.Manifest, data: Any, model: Trained) -> None:
     """Logs a warning if `model` was trained on other records than those in `data`, or those they were appended to."""
     trained_on = model.facts["trained_on"]
-    if trained_on not in (dataset.fingerprint, dataset.previous):
+    if trained_on not in (dataset.fingerprint, *dataset.ancestors):
         log.warning(
             "%s: has the records %s, but %s was trained on %s: photos that it was trained on may be among those "
             "evaluated. Evaluate it on the records that it was trained on, or on those appended to them.",

@@ -81,6 +81,7 @@ def test_versions_can_be_appended_to_again(old, new_photos, tmp_path):
     build_dataset.run(new_photos, tmp_path / "v2", append_to=old)
     built = build_dataset.run(write_photos(tmp_path / "more", 3, ("Seat",)), tmp_path / "v3", append_to=tmp_path / "v2")
     assert built.version == 3
+    assert built.ancestors == (manifest.load(tmp_path / "v2").fingerprint, manifest.load(old).fingerprint)
     assert built.counts["seen"] == 45 + 3
 
 

@@ -78,6 +78,21 @@ def test_only_missing_shards_are_predicted_again(tiny_model, drawn_photos, rows,
     assert not list(tmp_path.glob(".predictions*"))
 
 
+def test_shards_with_photos_that_changed_are_predicted_again(tiny_model, drawn_photos, tmp_path):
+    photos = shutil.copytree(drawn_photos / "arvena", tmp_path / "photos")
+    arguments = (tiny_model, [str(photos)], tmp_path / "out")
+    predict_images.run(*arguments, photos_per_shard=2, workers=1)
+    before = read(tmp_path / "out")
+    paths = sorted((tmp_path / "out").glob("predictions-*.jsonl"))
+    times = [path.stat().st_mtime_ns for path in paths]
+    shutil.copy2(before[-1]["path"], tmp_path / "other.jpg")  # with its old time
+    os.replace(tmp_path / "other.jpg", before[0]["path"])
+    predict_images.run(*arguments, photos_per_shard=2, workers=1)
+    after = [path.stat().st_mtime_ns for path in paths]
+    assert after[0] > times[0]
+    assert after[1:] == times[1:]
+
+
 def test_another_job_in_the_folder_raises(tiny_model, drawn_photos, tmp_path):
     predict_images.run(tiny_model, [str(drawn_photos / "arvena")], tmp_path, workers=1)
     with pytest.raises(ConfigError, match="holds predictions with photos 9, now 10. Give another folder"):

@@ -70,7 +70,7 @@ def _manifest(splits):
         format_version=records.FORMAT_VERSION,
         carbrand_version="0.1.0",
         version=1,
-        previous="",
+        ancestors=(),
         brands=BRANDS,
         labels={brand: [brand.title()] for brand in BRANDS},
         near_misses=[],

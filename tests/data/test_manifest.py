@@ -24,7 +24,7 @@ def write_dataset(folder):
         format_version=records.FORMAT_VERSION,
         carbrand_version="0.1.0",
         version=1,
-        previous="",
+        ancestors=(),
         brands=BRANDS,
         labels={"aston_martin": ["Aston Martin"], "škoda": ["Škoda"]},
         near_misses=[["skoda", "škoda"]],
@@ -142,6 +142,17 @@ def test_another_format_version_raises(tmp_path):
     change(tmp_path, format_version=99)
     with pytest.raises(errors.DataError, match="has format version 99, this carbrand reads version 2"):
         manifest.load(tmp_path)
+
+
+@pytest.mark.parametrize(("previous", "ancestors"), [("", ()), ("ab12", ("ab12",))])
+def test_a_manifest_that_names_only_its_predecessor_is_read(tmp_path, previous, ancestors):
+    write_dataset(tmp_path)
+    content = json.loads((tmp_path / "manifest.json").read_text())
+    del content["checksum"], content["ancestors"]
+    content["previous"] = previous
+    files.write_json(tmp_path / "manifest.json", {**content, "checksum": files.fingerprint(content)})
+    read = manifest.load(tmp_path)
+    assert (read.ancestors, read.previous) == (ancestors, previous)
 
 
 def test_a_manifest_that_is_no_json_raises(tmp_path):

@@ -83,7 +83,7 @@ def write_dataset(folder, brands=("audi", "bmw"), per_brand=(8, 1, 1), photo=dra
         "format_version": records.FORMAT_VERSION,
         "carbrand_version": "0.1.0",
         "version": 1,
-        "previous": "",
+        "ancestors": (),
         "brands": tuple(brands),
         "labels": {brand: [brand] for brand in brands},
         "near_misses": [],
@@ -324,7 +324,7 @@ def test_near_misses_and_labels_as_written_are_named(tmp_path):
     ("values", "said"),
     [
         ({"resize_short_px": None}, "stored as their own size"),
-        ({"previous": "abc", "version": 2}, "appended to abc"),
+        ({"ancestors": ("abc", "def"), "version": 3}, "appended to abc"),
         ({"near_duplicates": "off"}, "near copies were not looked for"),
         ({"near_duplicates": "keep_group"}, "near copies are kept, in the split"),
     ],
