@@ -1,8 +1,8 @@
 """Predictions for very many photos, with RunInference: sharded JSONL or Parquet, in the order of the photos.
 
 A shard is the unit of work: it is written whole as soon as its photos are predicted, and a job that was stopped or
-killed goes on with the shards that are missing, or older than one of their photos. Workers have to share the disk of the
-output.
+killed goes on with the shards that are missing, or older than one of their photos. Workers have to share the disk of
+the output.
 """
 
 import dataclasses
@@ -212,7 +212,7 @@ def _is_done(job: Job, shard: Shard) -> bool:
 def _changed_ns(name: str) -> int:
     """When a file, its name or its mode changed last; 0 of one that is not there, or in a bucket."""
     try:
-        return os.stat(name).st_ctime_ns
+        return pathlib.Path(name).stat().st_ctime_ns
     except (OSError, ValueError):
         return 0
 
