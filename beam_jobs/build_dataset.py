@@ -73,6 +73,7 @@ def run(
     _check_folders(source, output_path, previous)
     if cache_dir is not None:
         checks.folder("--cache_dir", cache_dir)
+        _check_outside(source, "--cache_dir", pathlib.Path(cache_dir).absolute())
     names = _names(aliases, brand_from, previous)
     if beam_args or paths.is_remote(os.fspath(source)):
         _set_file_systems(workers, beam_args)  # listing needs them
@@ -140,11 +141,7 @@ def _check_folders(
     source: str | os.PathLike[str], output_path: pathlib.Path, previous: finish_build.Previous | None
 ) -> None:
     checks.folder("--output", output_path)
-    if _is_input(source, output_path):
-        raise errors.ConfigError(
-            f"--output={output_path}: lies in the input {source}, where the next build would take it for photos. "
-            "Choose a folder outside."
-        )
+    _check_outside(source, "--output", output_path)
     if not build_output.is_ours(output_path):
         raise errors.ConfigError(
             f"--output={output_path}: holds other files, and is no dataset. Name a new or an empty folder."
@@ -152,6 +149,14 @@ def _check_folders(
     if previous and output_path.resolve() == pathlib.Path(previous.folder).resolve():
         raise errors.ConfigError(
             f"--output={output_path}: is the dataset that is appended to, which stays as it is. Choose a new folder."
+        )
+
+
+def _check_outside(source: str | os.PathLike[str], name: str, folder: pathlib.Path) -> None:
+    if _is_input(source, folder):
+        raise errors.ConfigError(
+            f"{name}={folder}: lies in the input {source}, where the next build would take it for photos. Choose a "
+            "folder outside."
         )
 
 
@@ -175,6 +180,7 @@ def _names(
             if name in previous.dataset.brands or previous.dataset.aliases.get(name, brand) != brand:
                 raise errors.ConfigError(f"--aliases={aliases}: {name!r} means another brand in {previous.folder}.")
         found = previous.dataset.aliases | found
+        brands.check_aliases(found, f"--aliases={aliases}, with those of {previous.folder}")
     return brands.Names(found, brands.parse_pattern(brand_from) if brand_from else None)
 
 

@@ -49,7 +49,8 @@ def build(
         read_old = check_photos.ReadOldPhotos(previous.folder, previous.dataset, settings)
         checked += pipeline | "OldPhotos" >> read_old  # Checked, twice
     photos = checked | "FindCopies" >> find_copies.FindCopies(settings)  # Resolution
-    placed = photos | "AssignSplits" >> assign_splits.AssignSplits(settings)  # Placed
+    old_folder = previous.folder if previous else None
+    placed = photos | "AssignSplits" >> assign_splits.AssignSplits(settings, old_folder)  # Placed
     shards = (
         placed
         | "Record" >> packed.Map(_record, settings)  # sharded_writer.Record

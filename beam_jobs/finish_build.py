@@ -27,6 +27,7 @@ from carbrand.data import (
     verify,
     verify_shard,
 )
+from carbrand.evaluation import ledger
 
 _SHOWN = 20  # of the names in one line of the summary
 _REPORTS = {
@@ -82,20 +83,14 @@ def run(
         raise
     built = _manifest(settings, listing, previous, splits, counts, shards)
     files.write_text(pathlib.Path(settings.output_dir, manifest.PAGE), _page(settings, previous, built))
-    built = manifest.write(settings.output_dir, built)
     if previous:
-        _carry_looks(previous, built, settings.output_dir)
+        # Into its place at once: what is known of an older dataset there stays. Rows of no dataset harm nobody.
+        place = pathlib.Path(settings.work_dir).parent
+        ledger.carry(previous.folder, previous.dataset.fingerprint, place, built.fingerprint)
+    built = manifest.write(settings.output_dir, built)
     num_moved = sum(1 for _ in report.read(settings.report_dir, "moved"))
     build_output.put_into_place(settings)
     return Finished(built, num_moved, crossing)
-
-
-def _carry_looks(previous: Previous, built: manifest.Manifest, output_dir: str) -> None:
-    """The old test photos are in the new test split, so evaluations of the old one are looks at it too."""
-    rows = files.read_log(pathlib.Path(previous.folder, manifest.LEDGER))
-    looks = [row | {"records": built.fingerprint} for row in rows if row.get("records") == previous.dataset.fingerprint]
-    if looks:
-        files.write_jsonl(pathlib.Path(output_dir, manifest.LEDGER), looks)
 
 
 def summary(finished: Finished, output_dir: str) -> str:

@@ -97,13 +97,17 @@ def read_aliases(path: str | os.PathLike[str]) -> dict[str, str]:
                 f"--aliases={path}, line {line}: {name} stands for {brand} here and for {aliases[name]} above. "
                 "Keep one of the two."
             )
+    check_aliases(aliases, f"--aliases={path}")
+    return aliases
+
+
+def check_aliases(aliases: Mapping[str, str], where: str) -> None:
+    """Raises ConfigError, which begins with `where`, if a name stands for one that is itself another name."""
     for name, brand in aliases.items():
         if aliases.get(brand, brand) != brand:
             raise errors.ConfigError(
-                f"--aliases={path}: {name} stands for {brand}, which stands for {aliases[brand]}. "
-                f"Write {name},{aliases[brand]}."
+                f"{where}: {name} stands for {brand}, which stands for {aliases[brand]}. Write {name},{aliases[brand]}."
             )
-    return aliases
 
 
 def near_misses(brand_counts: Mapping[str, int]) -> list[tuple[str, str]]:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from carbrand import errors, files
-from carbrand.data import records
+from carbrand.data import catalogue, records
 
 FILE_NAME = "manifest.json"
 # What was left out and why, photos that are in another split than before, and a page to look at.
@@ -24,7 +24,7 @@ LEDGER = "evaluations.jsonl"  # to which evaluations add later: no part of what 
 SPLITS = ("train", "validation", "test")
 
 # Where TFDS looks for the names of the nested ClassLabel; without it the brands are shown as '0', '1', …
-TFDS_LABELS_FILE = "image-class-label.labels.txt"
+_TFDS_FILES = ("image-class-label.labels.txt", "features.json", "dataset_info.json")
 _TFDS_FEATURES = "tensorflow_datasets.core.features"
 
 
@@ -186,9 +186,10 @@ def write(folder: str | os.PathLike[str], manifest: Manifest) -> Manifest:
         The manifest, with the hashes of all files that `manifest.files` lacked.
     """
     folder = pathlib.Path(folder)
-    files.write_text(folder / TFDS_LABELS_FILE, "".join(f"{brand}\n" for brand in manifest.brands))
-    files.write_json(folder / "features.json", _tfds_features(len(manifest.brands)))
-    files.write_json(folder / "dataset_info.json", _tfds_info(manifest))
+    labels, features, info = (folder / name for name in _TFDS_FILES)
+    files.write_text(labels, "".join(f"{brand}\n" for brand in manifest.brands))
+    files.write_json(features, _tfds_features(len(manifest.brands)))
+    files.write_json(info, _tfds_info(manifest))
     complete = dataclasses.replace(manifest, files=_hashes(folder, manifest))
     content = dataclasses.asdict(complete)
     files.write_json(folder / FILE_NAME, content | {"checksum": files.fingerprint(content)})
@@ -196,13 +197,14 @@ def write(folder: str | os.PathLike[str], manifest: Manifest) -> Manifest:
 
 
 def _hashes(folder: pathlib.Path, manifest: Manifest) -> dict[str, str]:
-    shards = {shard.name for split in manifest.splits.values() for shard in split.shards}
-    names = sorted(path.name for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
+    """Of what a build writes: other files may lie there too."""
     known = manifest.files
+    catalogues = (catalogue.name_of(shard.name) for split in manifest.splits.values() for shard in split.shards)
+    names = {*catalogues, *map(index_name, manifest.splits), *REPORTS, PAGE, *_TFDS_FILES}
     return {
         name: known.get(name) or files.sha256_of_file(folder / name)
-        for name in names
-        if name not in shards and name not in (FILE_NAME, LEDGER)
+        for name in sorted(names)
+        if (folder / name).is_file()
     }
 
 

@@ -163,7 +163,7 @@ def _is_unicode(value: Any) -> bool:
 
 def text(value: Any) -> str:
     """A value of JSON or Parquet as CSV would have it."""
-    if value is None:
+    if value is None or value != value:  # NaN, by which pandas writes that there is nothing
         return ""
     if isinstance(value, bytes):
         return value.decode("utf-8", "backslashreplace")

@@ -112,6 +112,38 @@ def test_a_group_stays_in_the_split_that_it_had(tmp_path):
     assert all(split == splits_of_groups[row.group] for split, row in added.values())
 
 
+def test_a_copy_that_was_left_out_still_links_its_group(tmp_path):
+    source = write_photos(tmp_path / "photos", 36, ("audi", "bmw"))
+    lines = []
+    for brand in ("audi", "bmw"):
+        for number in range(12):
+            copy = source / brand / f"copy{number}.jpg"
+            copy.write_bytes((source / brand / f"{number:03d}.jpg").read_bytes())
+            lines += [
+                f"{source}/{brand}/{number:03d}.jpg,{brand},a{number}-{brand},",
+                f"{copy},{brand},z{number}-{brand},",
+            ]
+    build_dataset.run(table(tmp_path / "a.csv", lines), tmp_path / "v1", Choices((0.4, 0.3, 0.3)))
+    lines = [f"{source}/{b}/{n + 12:03d}.jpg,{b},z{n % 12}-{b}," for b in ("audi", "bmw") for n in range(24)]
+    build_dataset.run(table(tmp_path / "b.csv", lines), tmp_path / "v2", append_to=tmp_path / "v1")
+    found = {}
+    for split, row in rows(tmp_path / "v2").values():
+        found.setdefault(row.group, set()).add(split)
+    assert len(found) == 24
+    assert all(len(splits) == 1 for splits in found.values())
+
+
+def test_looks_at_a_dataset_outlive_its_replacement(old, new_photos, tmp_path):
+    fingerprint = manifest.load(old).fingerprint
+    (old / manifest.LEDGER).write_text(json.dumps({"split": "test", "records": fingerprint}) + "\n")
+    built = build_dataset.run(new_photos, tmp_path / "new", append_to=old)
+    own = {"split": "test", "records": built.fingerprint, "run": "a"}
+    with (tmp_path / "new" / manifest.LEDGER).open("a") as file:
+        file.write(json.dumps(own) + "\n")
+    build_dataset.run(new_photos, tmp_path / "new", append_to=old, overwrite=True)
+    assert jsonl(tmp_path / "new" / manifest.LEDGER) == [{"split": "test", "records": built.fingerprint}, own]
+
+
 def test_choices_are_not_given_again(old, new_photos, tmp_path):
     with pytest.raises(
         errors.ConfigError, match=r"--append=.*old: keeps its own choices \(--split .*\)\. Leave them out"
@@ -187,6 +219,9 @@ def test_aliases_are_passed_on(tmp_path):
     assert built.brands == ("audi", "bmw")
     (tmp_path / "names.csv").write_text("name,brand\nbmw,audi\n")
     with pytest.raises(errors.ConfigError, match="'bmw' means another brand in .*v1"):
+        build_dataset.run(more, tmp_path / "v3", append_to=tmp_path / "v1", aliases=tmp_path / "names.csv")
+    (tmp_path / "names.csv").write_text("name,brand\nbeemer,BMW AG\n")
+    with pytest.raises(errors.ConfigError, match="v1: beemer stands for bmw_ag, which stands for bmw."):
         build_dataset.run(more, tmp_path / "v3", append_to=tmp_path / "v1", aliases=tmp_path / "names.csv")
 
 

@@ -432,6 +432,11 @@ def test_an_output_in_the_input_raises(source, pattern):
         build_dataset.run(source / pattern, source / "records")
 
 
+def test_a_cache_in_the_input_raises(source, tmp_path):
+    with pytest.raises(errors.ConfigError, match="--cache_dir=.*/cache: lies in the input .*Choose a folder outside"):
+        build_dataset.run(source, tmp_path / "records", cache_dir=source / "cache")
+
+
 def test_an_output_that_is_a_link_to_itself_raises(source, tmp_path):
     (tmp_path / "loop").symlink_to("loop")
     with pytest.raises(errors.ConfigError, match=r"loop: Too many levels of symbolic links"):

@@ -7,9 +7,10 @@ import pytest
 from PIL import Image, ImageDraw
 from small_photos import contents, jsonl, rows, write_photos
 
-from beam_jobs import build_dataset
+from beam_jobs import assign_splits, build_dataset, checking
 from beam_jobs.build_output import Choices
 from carbrand import errors
+from carbrand.data import sources, splits
 
 
 def scene(seed):
@@ -247,6 +248,27 @@ def test_photos_without_a_split_are_kept_out_of_those_that_the_source_gives(tabl
     built = build_dataset.run(table(described), tmp_path / "out")
     assert built.splits["test"].num_examples == 12
     assert min(built.splits["validation"].brand_counts) >= 2
+
+
+def test_groups_that_the_source_binds_do_not_count_as_movable(tmp_path):
+    source = write_photos(tmp_path / "photos", 20, ("audi", "bmw"))
+    lines = []
+    for path in sorted(source.rglob("*.jpg")):
+        number, brand = int(path.stem), path.parent.name
+        bound, split = number < 8, "test" if number < 4 else ""  # four groups of one in test and one without a split
+        group = f"{brand}-bound{number % 4}" if bound else f"{brand}-{number // 2}"
+        lines.append(f"{path},{brand},{group},{split}")
+    (tmp_path / "photos.csv").write_text("\n".join(["path,brand,group,split", *lines]))
+    for seed in range(3):
+        built = build_dataset.run(tmp_path / "photos.csv", tmp_path / "out", Choices(seed=seed), overwrite=True)
+        assert min(built.splits["validation"].brand_counts) >= 2
+
+
+def test_groups_of_several_brands_do_not_move_for_one_of_them():
+    photos = [checking.Checked(str(n), sources.Photo("", brand, ""), "", "", group="g") for n, brand in enumerate("ab")]
+    shared = assign_splits._members(("g", photos), splits.Rule((0.8, 0.1, 0.1), 0))
+    alone = assign_splits._members(("g", photos[:1]), splits.Rule((0.8, 0.1, 0.1), 0))
+    assert [member.is_movable for _, member in (*shared, *alone)] == [False, False, True]
 
 
 def test_a_source_that_gives_no_photo_to_train_raises(table, tmp_path):

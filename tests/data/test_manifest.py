@@ -125,6 +125,13 @@ def leaves(node):
     return [(k, *rest) for k, v in node.items() for rest in leaves(v)] if isinstance(node, dict) else [()]
 
 
+def test_files_that_no_build_writes_are_no_part_of_the_dataset(tmp_path):
+    (tmp_path / "notes.txt").touch()
+    built = write_dataset(tmp_path)
+    assert {"features.json", "index-train.npy"} < built.files.keys()
+    assert "notes.txt" not in built.files
+
+
 def test_a_missing_folder_raises(tmp_path):
     with pytest.raises(errors.DataError, match=r"cars: no such folder\. Make it with `carbrand build"):
         manifest.load(tmp_path / "cars")

@@ -177,6 +177,18 @@ def test_every_kind_of_manifest_gives_the_same_photos(tmp_path, suffix):
     ]
 
 
+@pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
+def test_a_number_that_is_none_is_an_empty_cell(tmp_path, suffix):
+    path = tmp_path / f"cars.{suffix}"
+    if suffix == "jsonl":
+        path.write_text('{"path": "/x/1.jpg", "brand": "Kia", "group": NaN}\n')
+    else:
+        columns = {"path": ["/x/1.jpg"], "brand": ["Kia"], "group": [float("nan")]}
+        parquet.write_table(pyarrow.table(columns), path)
+    (photo,) = read(path)
+    assert photo == sources.Photo("/x/1.jpg", "kia", "Kia")
+
+
 def test_the_manifests_that_fit_a_pattern_are_read_together(tmp_path):
     for number, row in enumerate(ROWS):
         (tmp_path / f"part-{number}.jsonl").write_text(json.dumps(row))

@@ -68,7 +68,7 @@ def write_dataset(folder, change=lambda split, number, row: row, encode=record_o
         format_version=records.FORMAT_VERSION,
         carbrand_version="0.1.0",
         version=1,
-        previous="",
+        ancestors=(),
         brands=BRANDS,
         labels={brand: [brand.title()] for brand in BRANDS},
         near_misses=[],
