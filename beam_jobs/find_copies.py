@@ -83,7 +83,8 @@ def rows_of(resolution: duplicates.Resolution) -> Iterator[report.Row]:
             yield _duplicate_row(copy, resolution.kept[0], dropped=False)
     for copy in resolution.conflicts:
         other_brands = [brand for brand in resolution.brands if brand != copy.brand]
-        yield report.row("conflict", _row(copy) | {"other_brands": other_brands})
+        photo = min(conflict.sha256 for conflict in resolution.conflicts)  # the same for all copies
+        yield report.row("conflict", _row(copy) | {"photo": photo, "other_brands": other_brands})
 
 
 def with_one_key(value: Any) -> tuple[str, Any]:

@@ -126,19 +126,19 @@ def largest_clusters(path: pathlib.Path) -> list[Cluster]:
     """
     counts: collections.Counter[str] = collections.Counter()
     for row in files.read_jsonl(path):
-        counts[row["kept_sha256"]] += 1
+        counts[_kept(row)] += 1
         if len(counts) > MAX_COUNTED_CLUSTERS:
             counts = _without_smallest(counts)
-    return _clusters(path, "kept_sha256", dict(counts.most_common(MAX_CLUSTERS)))
+    return _clusters(path, _kept, dict(counts.most_common(MAX_CLUSTERS)))
 
 
 def conflict_clusters(path: pathlib.Path) -> list[Cluster]:
     """The first photos that stand under several brands."""
     counts: collections.Counter[str] = collections.Counter()
     for row in files.read_jsonl(path):
-        if row["group"] in counts or len(counts) < MAX_CONFLICTS:
-            counts[row["group"]] += 1
-    return _clusters(path, "group", counts)
+        if _photo(row) in counts or len(counts) < MAX_CONFLICTS:
+            counts[_photo(row)] += 1
+    return _clusters(path, _photo, counts)
 
 
 def crossing_pairs(path: pathlib.Path) -> dict[tuple[str, str], Cluster]:
@@ -172,11 +172,19 @@ def _without_smallest(counts: collections.Counter[str]) -> collections.Counter[s
     return collections.Counter({name: count for name, count in counts.items() if count > least})
 
 
-def _clusters(path: pathlib.Path, key: str, totals: dict[str, int]) -> list[Cluster]:
+def _kept(row: JsonRow) -> str:
+    return str(row["kept_sha256"])
+
+
+def _photo(row: JsonRow) -> str:
+    return str(row.get("photo") or row["group"])  # older versions of carbrand named the group only
+
+
+def _clusters(path: pathlib.Path, name_of: Callable[[JsonRow], str], totals: dict[str, int]) -> list[Cluster]:
     """Largest first."""
     rows: dict[str, list[JsonRow]] = {name: [] for name in totals}
     for row in files.read_jsonl(path):
-        of_cluster = rows.get(row[key])
+        of_cluster = rows.get(name_of(row))
         if of_cluster is not None and len(of_cluster) < MAX_SHOWN_OF_CLUSTER:
             of_cluster.append(row)
     clusters = [Cluster(rows[name], total) for name, total in totals.items()]

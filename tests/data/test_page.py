@@ -305,9 +305,13 @@ def test_copies_across_the_splits_of_the_source_are_counted(tmp_path):
     assert "train test 6 audi/0.jpg copies audi/a.jpg" in words(render(tmp_path, lists={"duplicates": rows}))
 
 
-def test_one_photo_under_several_brands_stands_together(tmp_path, monkeypatch):
+@pytest.mark.parametrize("has_photo", [False, True])
+def test_one_photo_under_several_brands_stands_together(tmp_path, monkeypatch, has_photo):
     monkeypatch.setattr(page, "MAX_CONFLICTS", 1)
     rows = [conflict_row("audi/x.jpg", "1"), conflict_row("bmw/other.jpg", "2"), conflict_row("bmw/x.jpg", "1")]
+    if has_photo:  # two photos of one group, near copies of different groups
+        rows = [row | {"group": "g", "photo": row["group"]} for row in rows]
+        rows[2]["group"] = "h"
     text = words(render(tmp_path, lists={"conflicts": rows}))
     assert "audi audi/x.jpg no picture kept bmw bmw/x.jpg" in text
     assert "other.jpg" not in text
