@@ -87,9 +87,9 @@ def with_alpha(rgb):
 
 
 def profile(primaries, gamma):
-    """An ICC profile of RGB with these primaries (xy each, D65 white) and this gamma, written by hand."""
+    """An ICC profile of RGB with these primaries (xy each, D65 white) and this gamma, by hand; all are called sRGB."""
     to_xyz = adapted_to_d50(primaries)
-    tags = {b"desc": b"desc\0\0\0\0" + struct.pack(">I", 5) + b"mine\0" + bytes(78), b"cprt": b"text\0\0\0\0none\0"}
+    tags = {b"desc": b"desc\0\0\0\0" + struct.pack(">I", 5) + b"sRGB\0" + bytes(78), b"cprt": b"text\0\0\0\0none\0"}
     for name, xyz in zip((b"wtpt", b"rXYZ", b"gXYZ", b"bXYZ"), (D50, *to_xyz.T), strict=True):
         tags[name] = b"XYZ \0\0\0\0" + struct.pack(">3i", *np.rint(xyz * 65536).astype(int))
     for name in (b"rTRC", b"gTRC", b"bTRC"):
@@ -157,6 +157,7 @@ def kinds():
         "grey jpeg with a profile of colours": (saved(grey, **jpeg, icc_profile=profile(P3, 2.2)), greys),
         "jpeg in p3": (saved(softer, **jpeg, icc_profile=profile(P3, 2.2)), seen_in_srgb(softer, P3, 2.2)),
         "jpeg of gamma 1.8": (saved(softer, **jpeg, icc_profile=profile(SRGB, 1.8)), seen_in_srgb(softer, SRGB, 1.8)),
+        "jpeg of linear rgb": (saved(softer, **jpeg, icc_profile=profile(SRGB, 1)), seen_in_srgb(softer, SRGB, 1)),
         "png in p3": (saved(softer, icc_profile=profile(P3, 2.2)), seen_in_srgb(softer, P3, 2.2)),
         "png": (saved(rgb), rgb),
         "png of 16-bit grey": (saved(grey.astype(np.uint16) * 257), greys),
@@ -288,9 +289,8 @@ def test_the_exif_orientation_is_applied(orientation, file_format):
 
 def test_a_foreign_colour_profile_is_converted():
     srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
-    # The red and blue primaries exchanged, and no longer called sRGB.
+    # The red and blue primaries exchanged.
     swapped = srgb.replace(b"rXYZ", b"tmp!").replace(b"bXYZ", b"rXYZ").replace(b"tmp!", b"bXYZ")
-    swapped = swapped.replace("sRGB".encode("utf-16-be"), "swap".encode("utf-16-be"))
     red = Image.new("RGB", (40, 40), "red")
     result = pixels(normalise(saved(red, "JPEG", quality=95, icc_profile=swapped)))
     assert result[20, 20, 2] > 240
