@@ -256,8 +256,14 @@ def _to_8_bits(image: Image.Image) -> Image.Image:
         return image
     # Image.convert would clip 16 bits at 255: nearly all would be white.
     pixels = np.nan_to_num(np.asarray(image, np.float32))
-    scale = 257 if pixels.max() > 255 else 1
-    return Image.fromarray(np.clip(np.rint(pixels / scale), 0, 255).astype(np.uint8))
+    most = pixels.max()
+    if most > 65535:
+        raise Rejected("decode_error", f"values up to {most:g}, the most is 65535")
+    if image.mode == "F" and most < 2:  # of 1, which what resizes photos oversteps a little
+        pixels *= 255
+    elif most > 255:
+        pixels /= 257
+    return Image.fromarray(np.clip(np.rint(pixels), 0, 255).astype(np.uint8))
 
 
 def _flatten(image: Image.Image) -> Image.Image:

@@ -171,6 +171,9 @@ def kinds():
         "png of rgb with alpha": (saved(np.dstack([rgb, alpha])), on_white),
         "tiff of 16-bit grey": (saved(grey.astype(np.uint16) * 257, "TIFF"), greys),
         "tiff of 16-bit colours": (cv2.imencode(".tiff", bgr_16_bits)[1].tobytes(), rgb),
+        "tiff of floats up to 1": (saved((grey / 255).astype(np.float32), "TIFF"), greys),
+        "tiff of floats up to 255": (saved(grey.astype(np.float32), "TIFF"), greys),
+        "tiff of 32-bit integers": (saved(grey.astype(np.int32) * 257, "TIFF"), greys),
         "tiff of a palette with alpha": (saved(pa, "TIFF"), np.asarray(four.convert("L").convert("RGB"))),
         "gif": (saved(four, "GIF"), four_seen),
         "animated gif": (saved(four, "GIF", save_all=True, append_images=[sixteen]), four_seen),
@@ -402,6 +405,7 @@ def test_a_grey_thumbnail_of_half_a_jpeg_raises():
         (saved(smooth(300, 300), "JPEG", progressive=True)[:-200], "truncated", "image file is truncated"),
         (saved(smooth(300, 300), "GIF")[:2000], "truncated", "truncated"),
         (saved(smooth(300, 300))[:700], "truncated", "truncated"),
+        (saved(smooth(channels=1).astype(np.int32) * 65536, "TIFF"), "decode_error", "values up to 1.28451e+07"),
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 99 99\n", "not_an_image", "starts with b'%!PS"),
     ],
 )
