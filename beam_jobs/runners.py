@@ -1,5 +1,6 @@
 """Which Beam runner, with which options, and what its failures mean: one error line instead of a trace or a hang."""
 
+import ast
 import contextlib
 import logging
 import os
@@ -30,6 +31,8 @@ LOCAL_RUNNER = "FnApiRunner"
 DASK_RUNNER = "apache_beam.runners.dask.dask_runner.DaskRunner"  # Beam knows it by no shorter name
 
 _ERROR_FROM_WORKER = re.compile(r"carbrand\.errors\.(\w+Error): (.+?)(?: \[while running .*)?$", re.MULTILINE)
+# With the path as Python writes text.
+_OS_ERROR_FROM_WORKER = re.compile(r"\[Errno (\d+)\] (.+): ((['\"]).*?\4)(?: -> .*)? \[while running ")
 
 _View = TypeVar("_View", bound=PipelineOptions)
 
@@ -80,7 +83,7 @@ def run(build: Callable[[beam.Pipeline], object], options: PipelineOptions, *, f
 
     Raises:
         CarbrandError: as raised in a step.
-        BuildError: if the disk is full.
+        BuildError: if the disk is full, or a step cannot use a file or folder.
         KeyboardInterrupt: at Ctrl-C.
     """
     with _quiet(), _exit_when_a_worker_dies(folder), files.full_disk_is_an_error(folder):
@@ -152,7 +155,7 @@ def _runner(options: PipelineOptions, folder: str) -> fn_runner.FnApiRunner | No
 def _raise_error_of_worker(error: Exception) -> None:
     """Raises the CarbrandError that a step raised: Beam passes on only its trace, or adds the step's name to it.
 
-    Of Ctrl-C in a step Beam makes a RuntimeError.
+    Of an OSError about a path it makes a BuildError. Of Ctrl-C in a step Beam makes a RuntimeError.
     """
     trace = "".join(traceback.format_exception(error))
     if "KeyboardInterrupt [while running" in trace:
@@ -160,6 +163,9 @@ def _raise_error_of_worker(error: Exception) -> None:
     found = _ERROR_FROM_WORKER.search(trace)
     if found:
         raise getattr(errors, found[1])(found[2]) from error
+    found = _OS_ERROR_FROM_WORKER.search(trace)
+    if found and int(found[1]) not in files.FULL_DISK:  # which `full_disk_is_an_error` tells of
+        raise errors.BuildError(f"{ast.literal_eval(found[3])}: {found[2]}. Look at this path.") from error
 
 
 @contextlib.contextmanager

@@ -36,6 +36,10 @@ def raise_disk_full(_):
     raise OSError(28, "No space left on device", "shard")
 
 
+def raise_no_permission(_):
+    raise PermissionError(13, "Permission denied", "/photos/l'été/1.jpg")
+
+
 def raise_bug(_):
     raise ZeroDivisionError("a bug")
 
@@ -109,6 +113,12 @@ def test_an_error_in_a_step_arrives_as_it_was_raised(tmp_path, workers):
 def test_a_full_disk_in_a_step_is_one_line(tmp_path, workers):
     with pytest.raises(errors.BuildError, match=r"disk full while building in .*: \d+ MiB free\. Free space, then run"):
         run_step(raise_disk_full, tmp_path, workers)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_path_that_a_step_cannot_use_is_one_line(tmp_path, workers):
+    with pytest.raises(errors.BuildError, match=r"^/photos/l'été/1\.jpg: Permission denied\. Look at this path\.$"):
+        run_step(raise_no_permission, tmp_path, workers)
 
 
 def test_a_bug_keeps_its_trace(tmp_path):
