@@ -141,6 +141,9 @@ def _check_folders(
     source: str | os.PathLike[str], output_path: pathlib.Path, previous: finish_build.Previous | None
 ) -> None:
     checks.folder("--output", output_path)
+    _check_utf_8("--output", str(output_path))
+    if previous:
+        _check_utf_8("--append", previous.folder)
     _check_outside(source, "--output", output_path)
     if not build_output.is_ours(output_path):
         raise errors.ConfigError(
@@ -158,6 +161,12 @@ def _check_outside(source: str | os.PathLike[str], name: str, folder: pathlib.Pa
             f"{name}={folder}: lies in the input {source}, where the next build would take it for photos. Choose a "
             "folder outside."
         )
+
+
+def _check_utf_8(name: str, path: str) -> None:
+    shown = paths.shown(path)
+    if shown != path:
+        raise errors.ConfigError(f"{name}={shown}: is not UTF-8, which Beam needs. Rename it, or choose another.")
 
 
 def _is_input(source: str | os.PathLike[str], output_path: pathlib.Path) -> bool:

@@ -443,6 +443,16 @@ def test_an_output_that_is_a_link_to_itself_raises(source, tmp_path):
         build_dataset.run(source, tmp_path / "loop")
 
 
+def test_records_in_a_folder_whose_name_is_no_utf_8_raise(source, tmp_path):
+    odd = tmp_path / os.fsdecode(b"odd \xff")
+    with pytest.raises(errors.ConfigError, match=r"--output=.*/odd \\xff: is not UTF-8, which Beam needs\. Rename"):
+        build_dataset.run(source, odd)
+    build_dataset.run(source, tmp_path / "old")
+    (tmp_path / "old").rename(odd)
+    with pytest.raises(errors.ConfigError, match=r"--append=.*/odd \\xff: is not UTF-8, which Beam needs\. Rename"):
+        build_dataset.run(source, tmp_path / "new", append_to=odd)
+
+
 def test_an_output_that_a_pattern_does_not_take_in_is_none_in_the_input(source):
     assert not build_dataset._is_input(source / "*" / "*.jpg", source / "records")
     assert not build_dataset._is_input(source / "**", source.parent / "records")
