@@ -65,8 +65,7 @@ def _run(options: argparse.Namespace) -> int:
     try:
         return options.handler(options) or 0
     except CarbrandError as error:
-        message = str(error).splitlines()[0]  # gin adds lines on where it called what
-        print(f"{type(error).__name__}: {message}", file=sys.stderr)
+        _tell(error, str(error).partition("\n  In call to configurable ")[0])  # which gin adds
         return error.exit_code
     except BrokenPipeError:
         output = select.poll()
@@ -79,16 +78,21 @@ def _run(options: argparse.Namespace) -> int:
         if error.filename is None and isinstance(error.__context__, OSError):
             error = error.__context__  # in whose place gin has raised one without these attributes
         if error.errno in FULL_DISK:  # of which file, Python does not say
-            message = "no space left on the disk that is written to. Free some, then run it again."
-            print(f"OSError: {message}", file=sys.stderr)
+            _tell(error, "no space left on the disk that is written to. Free some, then run it again.")
             return CarbrandError.exit_code
         if error.filename is None:  # of no file that the user named
             raise
-        print(f"{type(error).__name__}: {error.filename}: {error.strerror}. Look at this path.", file=sys.stderr)
+        _tell(error, f"{error.filename}: {error.strerror}. Look at this path.")
         return CarbrandError.exit_code
     except KeyboardInterrupt:
         print("Interrupted.", file=sys.stderr)
         return 130
+
+
+def _tell(error: Exception, message: str) -> None:
+    """Prints an error as one line: names of files may hold ends of lines, and what would control the terminal."""
+    line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in message)
+    print(f"{type(error).__name__}: {line}", file=sys.stderr)
 
 
 def make_parser() -> argparse.ArgumentParser:

@@ -288,6 +288,13 @@ def test_a_full_disk_is_one_line(monkeypatch, capsys):
     assert one_line(capsys) == "OSError: no space left on the disk that is written to. Free some, then run it again."
 
 
+def test_a_path_of_several_lines_is_told_of_in_one(drawn_photos, tmp_path, capsys):
+    shutil.copytree(drawn_photos, tmp_path / "photos")
+    (tmp_path / "photos" / "au\ndi\x1b[31m").mkdir()
+    assert carbrand("build", "--input", tmp_path / "photos", "--output", tmp_path / "r") == 2
+    assert r"photos/au\ndi\x1b[31m: a brand's folder without a file" in one_line(capsys)
+
+
 def test_names_that_the_terminal_cannot_show_are_escaped(tiny_model, drawn_photos, tmp_path):
     shutil.copy(drawn_photos / "arvena" / "0001.jpg", tmp_path / "é.jpg")
     command = [sys.executable, "-m", "carbrand", "predict", "--model", tiny_model, tmp_path / "é.jpg"]
