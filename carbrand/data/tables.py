@@ -50,8 +50,12 @@ def _read_delimited(uri: str, file: BinaryIO) -> Iterator[Row]:
     delimiter = _delimiter(first, default="\t" if _suffix(uri) == "tsv" else ",")
     if named := re.fullmatch(r'"?sep=(.)"?\s*', first):  # which Excel writes above the header
         first, offset, delimiter = next(lines, ""), 1, named[1]
-    # strict: otherwise a quote that is not closed swallows the rest of the file.
-    reader = csv.reader(itertools.chain([first], lines), delimiter=delimiter, strict=True, skipinitialspace=True)
+    reader = csv.reader(
+        itertools.chain([first], lines),
+        delimiter=delimiter,
+        strict=True,  # otherwise a quote that is not closed swallows the rest of the file
+        skipinitialspace=f"{delimiter} " in first,  # "path, brand"; otherwise a space may begin a path
+    )
     try:
         header = _header(uri, next(reader, []))
         for cells in reader:

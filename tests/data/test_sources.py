@@ -208,6 +208,20 @@ def test_remote_uris_stay_as_they_are(tmp_path):
     assert [photo.uri for photo in read(path)] == ["gs://b/x/../1.jpg", str(pathlib.Path("~/2.jpg").expanduser())]
 
 
+def test_a_path_may_begin_with_a_space(tmp_path):
+    path = tmp_path / "cars.csv"
+    path.write_text('path,brand\n a/1.jpg,kia\n" a/2.jpg", bmw\n')
+    photos = read(path)
+    assert [photo.uri for photo in photos] == [f"{tmp_path}/ a/1.jpg", f"{tmp_path}/ a/2.jpg"]
+    assert photos[1].label == "bmw"
+
+
+def test_a_manifest_may_have_a_space_after_each_delimiter(tmp_path):
+    path = tmp_path / "cars.csv"
+    path.write_text('brand, path, note\nkia, 1.jpg, "new, red"\n')
+    assert read(path) == [sources.Photo(f"{tmp_path}/1.jpg", "kia", "kia", extra='{"note": "new, red"}')]
+
+
 def test_rows_may_stand_twice(tmp_path):
     path = tmp_path / "cars.csv"
     path.write_text("path,brand\n1.jpg,kia\n1.jpg,kia\n")
