@@ -22,9 +22,11 @@ def normalise(label: str) -> str:
     """The brand that a label stands for: lower case, with each run of spaces, '-' and '_' as one '_'.
 
     'Aston Martin', 'aston-martin' and 'ASTON_MARTIN ' are one brand, aston_martin. Accents stay, but do not depend on
-    how Unicode writes them (macOS stores file names with the accents apart).
+    how Unicode writes them (macOS stores file names with the accents apart). What only formats text, and nobody sees,
+    goes: soft hyphens, spaces without width, byte-order marks.
     """
-    return re.sub(r"[\s_-]+", "_", unicodedata.normalize("NFC", label)).strip("_").lower()
+    seen = "".join(letter for letter in label if unicodedata.category(letter) != "Cf")
+    return re.sub(r"[\s_-]+", "_", unicodedata.normalize("NFC", seen)).strip("_").lower()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,6 +15,11 @@ def test_accents_are_the_same_however_unicode_writes_them():
     assert brands.normalise("Citroe\u0308n") == brands.normalise("citro\u00ebn") == "citro\u00ebn"
 
 
+@pytest.mark.parametrize("name", ["BMW\u200b", "\ufeffBMW", "BM\u00adW", "\u200e BMW \u200f"])
+def test_characters_that_nobody_sees_do_not_count(name):
+    assert brands.normalise(name) == "bmw"
+
+
 def test_a_label_is_the_brand_unless_a_pattern_says_otherwise():
     assert brands.Names().brand_and_model("Aston Martin") == ("aston_martin", "")
 
