@@ -63,16 +63,16 @@ def read(rows: Iterable[tables.Row], columns: Mapping[str, str], where: str, fol
     for row in rows:
         if unseen:
             unseen.difference_update(row.values)
-        yield _fields(row, theirs, _location(row, columns), where, folder)
+        yield _fields(row, theirs, _location(row, columns), folder)
     if row and unseen:
         missing = next(ours for ours, name in columns.items() if name in unseen)
         raise _no_column(where, theirs[missing], missing, row.values)
 
 
-def _fields(row: tables.Row, theirs: Mapping[str, str], location: str, where: str, folder: str) -> Fields:
+def _fields(row: tables.Row, theirs: Mapping[str, str], location: str, folder: str) -> Fields:
     for ours in (location, "brand"):
         if theirs[ours] not in row.values:
-            raise _no_column(where, theirs[ours], ours, row.values)
+            raise _no_column(row.where, theirs[ours], ours, row.values)
         if not row.values[theirs[ours]].strip():
             raise errors.DataError(f"{row.where}: {theirs[ours]!r} is empty. Fill it in, or remove the row.")
     path = row.values[theirs[location]]

@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import functools
 import itertools
 import json
 import re
@@ -147,7 +148,9 @@ def _by_column(where: str, header: list[str], cells: list[str]) -> dict[str, str
 
 def _json_object(line: str, where: str) -> dict[str, Any]:
     try:
-        row = json.loads(line, parse_float=str, parse_int=str)
+        row = json.loads(
+            line, parse_float=str, parse_int=str, object_pairs_hook=functools.partial(_without_repeats, where)
+        )
     except (ValueError, RecursionError) as error:
         raise errors.DataError(f"{where}: broken JSON ({_first_line(error)}). Write one object per line.") from error
     if not isinstance(row, dict):
@@ -155,6 +158,11 @@ def _json_object(line: str, where: str) -> dict[str, Any]:
     if r"\ud" in line.lower() and not _is_unicode(row):
         raise errors.DataError(f"{where}: half a surrogate pair, which is no text. Write the file again as UTF-8.")
     return row
+
+
+def _without_repeats(where: str, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    _check_names(where, [name for name, _ in pairs])  # of two values Python would keep the last
+    return dict(pairs)
 
 
 def _is_unicode(value: Any) -> bool:

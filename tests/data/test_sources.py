@@ -234,7 +234,7 @@ def test_rows_may_stand_twice(tmp_path):
         (
             "c.csv",
             "file,brand\n1,a\n",
-            r"c\.csv: no column 'path', only file, brand. Say which it is: --column path=file",
+            r"c\.csv:2: no column 'path', only file, brand. Say which it is: --column path=file",
         ),
         ("c.csv", "path,Brand\n1,a\n", "no column 'brand', only path, Brand. Say which it is: --column brand=Brand"),
         ("c.csv", "path,brand\n1,a\n2,\n", r"c\.csv:3: 'brand' is empty. Fill it in"),
@@ -254,6 +254,8 @@ def test_rows_may_stand_twice(tmp_path):
         ("c.csv", "path,brand\nC:\\cars\\1.jpg,a\n", r"c\.csv:2: .* is no path on this machine. Write it with /"),
         ("c.csv", "path,brand\nbmw\\1.jpg,a\n", r"c\.csv:2: .* is no path on this machine"),
         ("c.jsonl", '{"path": "1", "brand": "a"}\n{"path"\n', r"c\.jsonl:2: broken JSON"),
+        ("c.jsonl", '{"path": "1", "brand": "a"}\n{"path": "2"}\n', r"c\.jsonl:2: no column 'brand', only path"),
+        ("c.jsonl", '{"path": "1", "brand": "a", "brand": "b"}', r"c\.jsonl:1: two columns are named 'brand'"),
         ("c.jsonl", "[1]\n", r"c\.jsonl:1: a JSON list, not an object"),
         ("c.jsonl", '{"path": "\\ud800", "brand": "a"}', r"c\.jsonl:1: half a surrogate pair"),
         ("c.jsonl", '{"path": "1", "brand": null}', r"c\.jsonl:1: 'brand' is empty"),
