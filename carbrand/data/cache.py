@@ -30,7 +30,7 @@ def load(folder: str | os.PathLike[str], key: str) -> Entry | None:
             checksum, _, content = file.read().partition(b"\n")
     except FileNotFoundError:
         return None
-    if checksum != _checksum(content):
+    if not content or checksum != _checksum(content):
         return None
     header_line, _, body = content.partition(b"\n")
     header = json.loads(header_line)

@@ -36,6 +36,12 @@ def test_every_torn_or_changed_entry_is_none(tmp_path):
     assert cache.load(tmp_path, KEY) is None
 
 
+def test_an_entry_of_nothing_is_none(tmp_path):
+    cache.store(tmp_path, KEY, PHOTO)
+    (tmp_path / "ab" / KEY).write_bytes(b"00000000\n")  # the checksum of nothing
+    assert cache.load(tmp_path, KEY) is None
+
+
 def test_storing_leaves_no_temporary_file(tmp_path):
     cache.store(tmp_path, KEY, PHOTO)
     cache.store(tmp_path, KEY, REJECTION)
