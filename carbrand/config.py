@@ -22,13 +22,15 @@ def parse(gin_files: Sequence[str] = (), bindings: Sequence[str] = ()) -> None:
     """Replaces all gin bindings by those of `gin_files`, then `bindings`, which win. Import the configurables first.
 
     Raises:
-      ConfigError: No such file, bad syntax, or an unknown name (the nearest known one is given).
+      ConfigError: No such file, bad syntax, an unknown name (the nearest known one is given), or a name that sets
+        nothing.
     """
     gin.clear_config(clear_constants=True)
-    for file in gin_files:
-        add(read_recipe(file), file)
-    for binding in bindings:
-        add(binding, f"--gin_param {binding!r}")
+    recipes = [(read_recipe(file), file) for file in gin_files]
+    texts = [*recipes, *((binding, f"--gin_param {binding!r}") for binding in bindings)]
+    for text, where in texts:
+        add(text, where)
+    _check_macros_and_scopes("\n".join(text for text, _ in texts))
 
 
 def read_recipe(name: str) -> str:
@@ -59,7 +61,7 @@ def value_of(name: str) -> Any:
     with contextlib.suppress(ValueError):  # not bound
         return gin.query_parameter(name)
     selector, _, parameter = name.rpartition(".")
-    return inspect.signature(gin.config._REGISTRY.get_match(selector).wrapped).parameters[parameter].default
+    return _parameters(selector)[parameter].default
 
 
 def _find(name: str, suffix: str, otherwise: str) -> pathlib.Path:
@@ -99,14 +101,53 @@ def add(text: str, where: str | os.PathLike[str]) -> None:
         place = f"{where}, line {line[1]}" if line and len(text.splitlines()) > 1 else f"{where}"
         hint = _hint(text, str(error)) if isinstance(error, ValueError | SyntaxError) else ""
         raise ConfigError(f"{place}: {message}.{hint}") from error
+    _check_not_of_command(where)
+
+
+def _check_not_of_command(where: str | os.PathLike[str]) -> None:
+    """Arguments without a default come from the command line, which gin's bindings never win over."""
+    for (_, selector), values in gin.config._CONFIG.items():
+        for name in () if selector.startswith("gin.") else values:
+            if _parameters(selector)[name].default is inspect.Parameter.empty:
+                raise ConfigError(f"{where}: {_short(selector)}.{name} is given on the command line. Remove it here.")
+
+
+def _check_macros_and_scopes(text: str) -> None:
+    """Raises ConfigError where `text`, all that was parsed, has a name that gin takes for a macro or scope of no use.
+
+    To gin, `epochs = 3` without its prefix is a macro. One whose every use was overridden later is none the worse.
+    """
+    references = list(gin.config.iterate_references(gin.config._CONFIG))
+    used = [f"{name}/" for name in (*re.findall(r"[%@]([\w./]+)", text), *(ref.scoped_selector for ref in references))]
+    for (scope, selector), values in gin.config._CONFIG.items():
+        if scope and not any(name.startswith(f"{scope}/") for name in used):
+            parameter = next(iter(values))
+            name = scope if _is_macro(selector) else f"{scope}/{_short(selector)}.{parameter}"
+            raise ConfigError(f"{name}={values[parameter]!r}: sets nothing.{_nearest(name.rpartition('/')[2])}")
+    for reference in references:
+        if _is_macro(reference.config_key[1]) and reference.config_key not in gin.config._CONFIG:
+            raise ConfigError(f"{reference}: is not set. Add, for example, {str(reference)[1:]} = 1, or give a value.")
+
+
+def _is_macro(selector: str) -> bool:
+    return selector == "gin.macro"
+
+
+def _short(selector: str) -> str:
+    return selector.removeprefix("carbrand.")
 
 
 def _hint(text: str, message: str) -> str:
-    known = _known_parameters()
     unknown = re.search(r"^\s*([\w./]+)\s*=", _offending_line(text, message), re.MULTILINE)
     if not unknown or not message.startswith(("No configurable", "Configurable")):
         return " A value is a Python literal: strings in quotes, None, True, numbers, tuples."
-    nearest = difflib.get_close_matches(unknown[1], known, n=1, cutoff=0.4)
+    return _nearest(unknown[1])
+
+
+def _nearest(name: str) -> str:
+    known = _known_parameters()
+    same = [parameter for parameter in known if parameter.rpartition(".")[2] == name]
+    nearest = same or difflib.get_close_matches(name, known, n=1, cutoff=0.4)
     return f" Did you mean {nearest[0]}?" if nearest else f" Known: {', '.join(known)}."
 
 
@@ -119,9 +160,13 @@ def _offending_line(text: str, message: str) -> str:
 def _known_parameters() -> list[str]:
     """Every knob, as a recipe addresses it: such as `model.variant` or `train.run.epochs`."""
     return sorted(
-        f"{selector.removeprefix('carbrand.')}.{parameter.name}"
-        for selector, configurable in gin.config._REGISTRY.items()
+        f"{_short(selector)}.{parameter.name}"
+        for selector, _ in gin.config._REGISTRY.items()
         if not selector.startswith("gin.")
-        for parameter in inspect.signature(configurable.wrapped).parameters.values()
+        for parameter in _parameters(selector).values()
         if parameter.default is not parameter.empty
     )
+
+
+def _parameters(selector: str) -> Mapping[str, inspect.Parameter]:
+    return inspect.signature(gin.config._REGISTRY.get_match(selector).wrapped).parameters

@@ -4,6 +4,7 @@ from carbrand import config
 from carbrand.errors import ConfigError
 from carbrand.training import train  # noqa: F401 (registers the names)
 from carbrand.training.model import ModelSpec
+from carbrand.training.optimizer import OptimizerSpec
 
 
 @pytest.fixture(autouse=True)
@@ -57,6 +58,29 @@ def test_a_recipe_without_a_name_raises(name):  # of a variable of the shell tha
 def test_misspelt_binding_suggests_the_nearest_name(binding, nearest):
     with pytest.raises(ConfigError, match=f"Did you mean {nearest}\\?"):
         config.parse(bindings=[binding])
+
+
+@pytest.mark.parametrize(
+    ("binding", "message"),
+    [
+        ("batch_size = 4", r"batch_size=4: sets nothing. Did you mean train.run.batch_size\?"),
+        ("learning_rat = 9.0", r"learning_rat=9.0: sets nothing. Did you mean optimizer.learning_rate\?"),
+        ("main/optimizer.learning_rate = 7.0", r"main/optimizer.*=7.0: sets nothing. Did you mean optimizer.learning_"),
+        ("train.run.run_dir = 'zzz'", "--gin_param .*: train.run.run_dir is given on the command line. Remove it here"),
+        ("train.run.epochs = %n", "%n: is not set. Add, for example, n = 1, or give a value"),
+    ],
+)
+def test_a_binding_that_sets_nothing_raises(binding, message):
+    with pytest.raises(ConfigError, match=message):
+        config.parse(bindings=[binding])
+
+
+def test_macros_and_scopes_that_are_used_may_stand_anywhere(tmp_path):
+    (tmp_path / "a.gin").write_text("optimizer.learning_rate = %rate\nmodel.dropout = %drop\ndrop = 0.5\n")
+    more = ["rate = %low", "low = 0.3", "model.dropout = 0.1"]
+    config.parse([str(tmp_path / "a.gin")], [*more, "train.run.augment = @few/augment()", "few/augment.flip = False"])
+    assert OptimizerSpec().learning_rate == 0.3
+    assert ModelSpec().dropout == 0.1
 
 
 def test_misspelt_name_in_a_file_is_found_by_its_line(tmp_path):
