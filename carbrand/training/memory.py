@@ -14,7 +14,7 @@ from carbrand.training.optimizer import OptimizerSpec
 _KEPT_BYTES = {"float32": 13.0, "mixed_float16": 9.0, "mixed_bfloat16": 9.0}
 # How many of its largest outputs are alive at once in a frozen network, which keeps none. Measured in the same way.
 _FROZEN_COPIES = 5
-_SLOTS = {"sgd": 1, "adamw": 2}  # momentum; first and second moments
+_SLOTS = {"sgd": 1, "adamw": 2, "lamb": 2}  # momentum; first and second moments
 _FLOAT_BYTES = 4  # variables, gradients and slots are float32 in every precision
 
 

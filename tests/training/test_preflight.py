@@ -2,6 +2,8 @@ import dataclasses
 import pathlib
 import shutil
 
+import keras
+import numpy as np
 import pytest
 
 from carbrand import config
@@ -14,7 +16,7 @@ from carbrand.training.cases import Case
 from carbrand.training.hardware import Hardware
 from carbrand.training.machine import Machine
 from carbrand.training.model import ModelSpec
-from carbrand.training.optimizer import OptimizerSpec
+from carbrand.training.optimizer import OPTIMIZERS, OptimizerSpec, build_optimizer
 from carbrand.training.settings import Schedule, Settings
 from carbrand.training.weights import Weights
 from carbrand.training.workers import Workers
@@ -308,8 +310,6 @@ def test_parameters_are_those_of_keras_applications():
 
 @pytest.mark.parametrize(("variant", "size"), [("v1", (97, 161)), ("v1.5", (64, 96))])
 def test_outputs_are_those_of_the_model(variant, size):
-    import keras
-
     from carbrand.training.model import build_model
 
     model = build_model("ab", ModelSpec(variant=variant), image_size_px=size)
@@ -345,6 +345,16 @@ def test_estimate_is_near_what_was_measured(freeze_until, size, batch, precision
     )
     rise = whole - memory.state_bytes(spec, optimizer, 20)  # which was there before the steps
     assert rise / 2**20 == pytest.approx(measured_mib, rel=0.25)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_state_has_the_slots_of_the_optimizer(name):
+    spec = OptimizerSpec(name=name)
+    weight = keras.Variable(np.zeros(1000, np.float32))
+    slots = sum(np.size(variable) == 1000 for variable in build_optimizer(spec, [weight]).variables)
+    without = 4 * 23_587_712 + 4 * 2049 * 20
+    trainable = without - 4 * 53_120  # but BatchNorm's statistics
+    assert memory.state_bytes(ModelSpec(), spec, 20) == without + slots * trainable
 
 
 def test_features_of_one_photo():
