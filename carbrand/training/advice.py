@@ -136,12 +136,13 @@ def _faster_cpu(measured: Measured) -> tuple[str, str]:
         return "hardware.precision = 'mixed_bfloat16'", "The CPU is the limit, and has instructions for bfloat16."
     if measured.is_cached:
         return "", "The CPU is the limit; the frozen layers see each photo only once already."
-    if stage < STAGES.index("conv4") and settings.weights.path is not None:
+    # Stages that stay frozen longer have to lie above `freeze_until`.
+    if stage < STAGES.index("conv4") and settings.weights.path is not None and not settings.schedule.unfreeze:
         return "model.freeze_until = 'conv4'", "The CPU is the limit; only the last stage would be trained."
     if stage >= STAGES.index("conv4") and settings.augment.enabled:
         return "augment.enabled = False", "The frozen layers would see each photo only once; costs some accuracy."
-    size, epochs = max(settings.preprocess.height_width), settings.schedule.epochs
-    if not settings.schedule.image_sizes and size >= 96:
+    (size, width), epochs = settings.preprocess.height_width, settings.schedule.epochs
+    if not settings.schedule.image_sizes and size == width >= 96 and epochs >= 1:
         sizes = ((0, size // 48 * 32), (round(epochs * 0.6, 1), size))
         # Tan & Le 2021, arXiv:2104.00298, section 4: the sizes grow during the training.
         return f"train.run.image_sizes = {sizes}", "The CPU is the limit; smaller images first save time."

@@ -112,6 +112,13 @@ BASE = Measured(
         ({"compute": 20, "gpus": 0, "settings": settings(weights=Weights())},
          "step", "train.run.image_sizes = ((0, 128), (6.0, 224))"),
         ({"compute": 20, "gpus": 0, "settings": settings(weights=Weights(), preprocess=Preprocess(64))}, "step", ""),
+        ({"compute": 20, "gpus": 0, "settings": settings(weights=Weights(), preprocess=Preprocess((128, 256)))},
+         "step", ""),
+        ({"compute": 20, "gpus": 0, "settings": settings(weights=Weights(), schedule=Schedule(0.1, 0, 32, 0, True))},
+         "step", ""),
+        ({"compute": 20, "gpus": 0,
+          "settings": settings(schedule=Schedule(10, 0, 32, 0, True, unfreeze=(("conv4", 4),)))},
+         "step", "train.run.image_sizes = ((0, 128), (6.0, 224))"),
     ],
 )  # fmt: skip
 def test_advice_follows_from_the_numbers(changes, limit, line):
