@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import gin
+import numpy as np
 
 from carbrand.errors import ConfigError
 
@@ -81,7 +82,15 @@ def as_gin(groups: Mapping[str, Mapping[str, Any]]) -> str:
 
     gin's own operative config holds only what gin itself has passed to a function, not what a Python caller did.
     """
-    return "\n".join(f"{group}.{name} = {v!r}" for group, values in groups.items() for name, v in values.items()) + "\n"
+    lines = [f"{group}.{name} = {_plain(v)!r}" for group, values in groups.items() for name, v in values.items()]
+    return "\n".join(lines) + "\n"
+
+
+def _plain(value: Any) -> Any:
+    """`value`, with Python's numbers in place of numpy's, whose repr gin cannot read."""
+    if isinstance(value, tuple | list):
+        return type(value)(map(_plain, value))
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def _recipes_folder() -> pathlib.Path:

@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 
 from carbrand import config
@@ -111,6 +112,13 @@ def test_as_gin_is_parsed_back():
     groups = {"model": {"variant": "v1.5", "hidden_units": (8,)}, "train.run": {"epochs": 3.5}}
     config.parse(bindings=[config.as_gin(groups)])
     assert ModelSpec() == ModelSpec(variant="v1.5", hidden_units=(8,))
+
+
+def test_numbers_of_numpy_are_parsed_back():
+    values = {"dropout": np.float64(0.03), "variant": np.str_("v1"), "hidden_units": (np.int64(8),)}
+    assert config.as_gin({"model": values}) == (
+        "model.dropout = 0.03\nmodel.variant = 'v1'\nmodel.hidden_units = (8,)\n"
+    )
 
 
 def test_names_that_others_rely_on():
