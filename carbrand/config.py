@@ -2,6 +2,7 @@
 
 import contextlib
 import difflib
+import graphlib
 import importlib.util
 import inspect
 import os
@@ -32,6 +33,7 @@ def parse(gin_files: Sequence[str] = (), bindings: Sequence[str] = ()) -> None:
     for text, where in texts:
         add(text, where)
     _check_macros_and_scopes("\n".join(text for text, _ in texts))
+    _check_circles()
 
 
 def read_recipe(name: str) -> str:
@@ -136,6 +138,23 @@ def _check_macros_and_scopes(text: str) -> None:
     for reference in references:
         if _is_macro(reference.config_key[1]) and reference.config_key not in gin.config._CONFIG:
             raise ConfigError(f"{reference}: is not set. Add, for example, {str(reference)[1:]} = 1, or give a value.")
+
+
+def _check_circles() -> None:
+    """Raises ConfigError where a binding refers to itself, which gin would follow without end."""
+
+    def node(scope: str, selector: str) -> str:
+        return f"%{scope}" if _is_macro(selector) else _short(selector)
+
+    refers_to: dict[str, set[str]] = {}
+    for key, values in gin.config._CONFIG.items():
+        found = {node(*reference.config_key) for reference in gin.config.iterate_references(values)}
+        refers_to.setdefault(node(*key), set()).update(found)
+    try:
+        graphlib.TopologicalSorter(refers_to).prepare()
+    except graphlib.CycleError as error:
+        names = " -> ".join(reversed(error.args[1]))
+        raise ConfigError(f"{names}: gin's bindings refer to themselves. Give one of them a value.") from error
 
 
 def _is_macro(selector: str) -> bool:

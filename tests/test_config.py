@@ -76,6 +76,18 @@ def test_a_binding_that_sets_nothing_raises(binding, message):
         config.parse(bindings=[binding])
 
 
+@pytest.mark.parametrize(
+    ("bindings", "names"),
+    [
+        (["optimizer.learning_rate = @optimizer()"], "optimizer -> optimizer"),
+        (["model.dropout = %a", "a = %b", "b = (0, %a)"], "%a -> %b -> %a|%b -> %a -> %b"),
+    ],
+)
+def test_bindings_that_refer_to_themselves_raise(bindings, names):
+    with pytest.raises(ConfigError, match=f"({names}): gin's bindings refer to themselves"):
+        config.parse(bindings=bindings)
+
+
 def test_macros_and_scopes_that_are_used_may_stand_anywhere(tmp_path):
     (tmp_path / "a.gin").write_text("optimizer.learning_rate = %rate\nmodel.dropout = %drop\ndrop = 0.5\n")
     more = ["rate = %low", "low = 0.3", "model.dropout = 0.1"]
