@@ -87,6 +87,8 @@ def run(
         checks.choice("--find", find, FIND)
         if check_only:
             raise ConfigError(f"--check --find={find}: nothing is looked for while only checking. Leave one out.")
+    if run_dir is not None:
+        checks.folder("--run", run_dir)
     dataset = manifest.load(data)
     drafted = draft.from_gin(train.run)
     place = None if run_dir is None else pathlib.Path(run_dir)

@@ -9,6 +9,8 @@ from typing import Any
 import gin
 
 from carbrand.errors import ConfigError
+from carbrand.training.checkpoint import Keeping
+from carbrand.training.progress import check_profile
 from carbrand.training.settings import Schedule, Settings, check_kind
 from carbrand.training.weights import Weights
 
@@ -19,11 +21,13 @@ class Draft:
 
     Attributes:
       settings: With a default in place of each wrong value, so that the others can be looked at.
+      keeping: In the same way.
       errors: What is wrong, one line each.
-      unsound: Fields of `Settings` of which a value was replaced.
+      unsound: Fields of `Settings` of which a value was replaced, and "keeping".
     """
 
     settings: Settings
+    keeping: Keeping
     errors: tuple[str, ...]
     unsound: frozenset[str]
 
@@ -48,15 +52,27 @@ def from_gin(run: Callable[..., Any]) -> Draft:
                 groups[name], wrong[name] = given[name], []
             except ConfigError as error:
                 wrong[name].append(_first_line(error))
+    names = ("checkpoint_every_s", "keep_last", "keep_best")
+    values = {knob: given.get(knob, defaults[knob]) for knob in names}
+    keeping, wrong["keeping"] = make(_keeping, values, {knob: defaults[knob] for knob in names})
     unsound = frozenset(name for name, errors in wrong.items() if errors)
     settings, mismatch = _assemble(groups)
     errors = [error for errors in wrong.values() for error in errors]
     if not unsound & {"model", "weights", "schedule"}:  # else it may come from the defaults
         errors += mismatch
-    return Draft(settings, tuple(dict.fromkeys(errors)), unsound)
+    try:
+        check_profile(given.get("profile_steps"))
+    except ConfigError as error:
+        errors.append(_first_line(error))
+    return Draft(settings, keeping, tuple(dict.fromkeys(errors)), unsound)
 
 
-def make(kind: type, values: Mapping[str, Any], defaults: Mapping[str, Any]) -> tuple[Any, list[str]]:
+def _keeping(checkpoint_every_s: float, keep_last: int, keep_best: int) -> Keeping:
+    """By the names that gin and its errors have."""
+    return Keeping(checkpoint_every_s, keep_last, keep_best)
+
+
+def make(kind: Callable[..., Any], values: Mapping[str, Any], defaults: Mapping[str, Any]) -> tuple[Any, list[str]]:
     """A `kind` from `values` and gin's bindings, wrong ones replaced by `defaults`, and what was wrong with each."""
     replaced: dict[str, Any] = {}
     errors: list[str] = []

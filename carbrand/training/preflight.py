@@ -7,16 +7,18 @@ import dataclasses
 import os
 import pathlib
 import shutil
+import zipfile
 from collections.abc import Callable, Collection, Iterator, Sequence
 
+import h5py
+
 from carbrand import exported
-from carbrand.data import pipeline
 from carbrand.errors import CarbrandError, CheckpointError, ConfigError
 from carbrand.training import cases, checkpoint, findings, preflight_data, trainer
 from carbrand.training.cases import Case
 from carbrand.training.findings import Finding
 from carbrand.training.hardware import check_replicas
-from carbrand.training.settings import Settings
+from carbrand.training.settings import Settings, check_batch
 from carbrand.training.weights import IMAGENET_FILE
 
 _TOO_MUCH = 1.2  # times the memory that is there; what is needed is known only about
@@ -36,7 +38,7 @@ def check(case: Case, unsound: Collection[str] = ()) -> list[Finding]:
 def _check_batch(case: Case) -> Iterator[Finding]:
     name = "train.run.batch_size"
     try:
-        pipeline.check_batch(name, case.batch_size, case.replicas)
+        check_batch(case.settings, case.replicas)
     except ConfigError as error:
         yield findings.error(name, str(error))
     if case.batch_size > case.num_photos > 0:
@@ -44,16 +46,6 @@ def _check_batch(case: Case) -> Iterator[Finding]:
             name,
             f"{name}={case.batch_size} is more than the {case.num_photos} training photos: a step sees some of them "
             f"more than once. Use {case.replicas * _power_of_two(case.num_photos / 4 / case.replicas)}, for example.",
-        )
-
-
-def _check_mixing(case: Case) -> Iterator[Finding]:
-    batch, rest = divmod(case.batch_size, case.replicas)
-    if case.settings.augment.mixes_photos and batch % 2 and not rest:
-        yield findings.error(
-            "train.run.batch_size",
-            f"train.run.batch_size={case.batch_size}: {batch} photos on each replica cannot be mixed in pairs. Use "
-            f"{case.batch_size + case.replicas}, or set augment.mixup_alpha and augment.cutmix_alpha to 0.",
         )
 
 
@@ -114,22 +106,27 @@ def _check_weights(case: Case) -> Iterator[Finding]:
         )
     elif place.is_dir():
         yield from _check_weights_folder(place, variant)
+    elif not (zipfile.is_zipfile if place.suffix == ".keras" else h5py.is_hdf5)(place):
+        yield findings.error(name, f"{name}={path!r}: not a weights file. Give .weights.h5, .h5 or .keras.")
 
 
 def _check_weights_folder(folder: pathlib.Path, variant: str) -> Iterator[Finding]:
     name = f"weights.path={str(folder)!r}"
-    if exported.is_export(folder):
-        try:
+    try:
+        if exported.is_export(folder):
             theirs = exported.load(folder).model["variant"]
-        except CarbrandError as error:
-            yield findings.error("weights.path", f"{name}: {error}")
+        elif (folder / checkpoint.FOLDER).is_dir():
+            theirs = checkpoint.load_run(folder).meta["config"]["model"]["variant"]
+        else:
+            yield findings.error(
+                "weights.path", f"{name}: neither a run with a checkpoint nor an export. Name one, or a file."
+            )
             return
-        if theirs != variant:
-            yield findings.error("weights.path", f"{name} is of variant {theirs!r}. Set model.variant = {theirs!r}.")
-    elif not (folder / checkpoint.FOLDER).is_dir():
-        yield findings.error(
-            "weights.path", f"{name}: neither a run with a checkpoint nor an export. Name one, or a file."
-        )
+    except CarbrandError as error:
+        yield findings.error("weights.path", f"{name}: {error}")
+        return
+    if theirs != variant:
+        yield findings.error("weights.path", f"{name} is of variant {theirs!r}. Set model.variant = {theirs!r}.")
 
 
 def _check_devices(case: Case) -> Iterator[Finding]:
@@ -243,8 +240,7 @@ _CHECKS: Sequence[tuple[str, Callable[[Case], Iterator[Finding]]]] = (
     ("", preflight_data.check_splits),
     ("", preflight_data.check_brands),
     ("stream", preflight_data.check_imbalance),
-    ("schedule hardware", _check_batch),
-    ("schedule hardware augment", _check_mixing),
+    ("schedule hardware augment", _check_batch),
     ("schedule optimizer", _check_steps),
     ("schedule model augment", _check_image_sizes),
     ("schedule preprocess", preflight_data.check_upscaling),

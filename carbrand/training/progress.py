@@ -13,7 +13,8 @@ import numpy as np
 import tensorflow as tf
 import tqdm
 
-from carbrand import files
+from carbrand import checks, files
+from carbrand.errors import ConfigError
 from carbrand.training.step import StepResult
 from carbrand.training.trainer import Totals
 
@@ -171,6 +172,16 @@ class Quiet:
 
     def show_picture(self, step: int, name: str, pixels: np.ndarray) -> None:
         """Nothing."""
+
+
+def check_profile(steps: Any) -> None:
+    """Raises ConfigError unless `steps` are what `Profile` takes."""
+    if steps is None:
+        return
+    if not isinstance(steps, tuple | list) or len(steps) != 2:
+        raise ConfigError(f"train.run.profile_steps={steps!r}: give two steps, for example (100, 105).")
+    checks.number("train.run.profile_steps", steps[0], at_least=0, whole=True)
+    checks.number("train.run.profile_steps", steps[1], above=steps[0], whole=True)
 
 
 class Profile:

@@ -21,13 +21,13 @@ from carbrand.data import manifest, pipeline, verify
 from carbrand.data.augment import Augment
 from carbrand.data.pipeline import Stream
 from carbrand.data.preprocess import Preprocess
-from carbrand.errors import ConfigError, DataError
+from carbrand.errors import DataError
 from carbrand.training import batches, checkpoint, guards, probe, signals, workers
 from carbrand.training.hardware import Hardware, workers_of
 from carbrand.training.losses import Loss, make_objective
 from carbrand.training.model import ModelSpec, boundary, logits_model
 from carbrand.training.optimizer import OptimizerSpec, learning_rate
-from carbrand.training.progress import Profile, Progress, Quiet
+from carbrand.training.progress import Profile, Progress, Quiet, check_profile
 from carbrand.training.settings import Phase, Schedule, Settings, plan, validation_steps
 from carbrand.training.trainer import Trainer, build_step, build_trainer, resume, save, set_up_devices
 from carbrand.training.validation import Validator
@@ -148,7 +148,7 @@ def run(
         ),
     )
     keeping = checkpoint.Keeping(checkpoint_every_s, keep_last, keep_best)
-    _check_profile(profile_steps)
+    check_profile(profile_steps)
     data, run_dir = pathlib.Path(data), pathlib.Path(run_dir)
     dataset = _check_data(data)
     checks.folder("--run", run_dir)
@@ -212,15 +212,6 @@ def _set_up(
     else:
         resume(trainer, state)
     return trainer
-
-
-def _check_profile(steps: tuple[int, int] | None) -> None:
-    if steps is None:
-        return
-    if not isinstance(steps, tuple | list) or len(steps) != 2:
-        raise ConfigError(f"train.run.profile_steps={steps!r}: give two steps, for example (100, 105).")
-    checks.number("train.run.profile_steps", steps[0], at_least=0, whole=True)
-    checks.number("train.run.profile_steps", steps[1], above=steps[0], whole=True)
 
 
 def _check_data(data: pathlib.Path) -> manifest.Manifest:

@@ -144,6 +144,11 @@ def test_check_builds_no_model(drawn_records, tmp_path, monkeypatch, capsys):
     assert json.loads((tmp_path / doctor.REPORT).read_text())["advice"] is None
 
 
+def test_a_run_that_is_a_file_raises(drawn_records):
+    with pytest.raises(ConfigError, match="--run=.*: is a file. Name a folder"):
+        doctor.run(drawn_records, check_only=True, run_dir=__file__)
+
+
 def test_errors_are_told_together_and_nothing_is_measured(drawn_records, monkeypatch, capsys):
     monkeypatch.setattr(measure, "measure", lambda *_: pytest.fail("measured"))
     config.parse(["probe"], ["augment.crop_area_min = 0", "stream.sampling = 'x'", "optimizer.warmup_epochs = 90"])

@@ -11,7 +11,7 @@ from carbrand.data import manifest
 from carbrand.data.augment import Augment
 from carbrand.data.pipeline import Stream
 from carbrand.data.preprocess import Preprocess
-from carbrand.training import cases, draft, machine, memory, preflight, train
+from carbrand.training import cases, checkpoint, draft, machine, memory, preflight, train
 from carbrand.training.cases import Case
 from carbrand.training.hardware import Hardware
 from carbrand.training.machine import Machine
@@ -76,7 +76,11 @@ def test_a_sound_training_has_no_finding(case):
         ),
         (
             {"schedule": schedule(batch_size=6), "augment": Augment(mixup_alpha=0.2), "machine": TWO_GPUS},
-            "error: train.run.batch_size=6: 3 photos on each replica cannot be mixed in pairs. Use 8, or set",
+            "error: train.run.batch_size=6 does not divide among 2 replicas in pairs to be mixed. Use a multiple of 4",
+        ),
+        (
+            {"schedule": schedule(accumulate=3)},
+            "error: train.run.batch_size=8 does not divide among 1 replicas and train.run.accumulate=3 micro-batches",
         ),
         ({"schedule": schedule(batch_size=32)}, "warning: train.run.batch_size=32 is more than the 22 training photos"),
         (
@@ -103,6 +107,7 @@ def test_a_sound_training_has_no_finding(case):
             {"preprocess": Preprocess(image_size_px=224)},
             "warning: preprocess.image_size_px=224: the stored photos have a short side of 96 px, so they are enlarged",
         ),
+        ({"weights": Weights(__file__)}, "test_preflight.py': not a weights file. Give .weights.h5, .h5 or .keras."),
         ({"weights": Weights("none.h5")}, "error: weights.path='none.h5': no such file. Give a weights file"),
         (
             {"weights": Weights(str(pathlib.Path(__file__).parent))},
@@ -174,6 +179,17 @@ def test_imagenet_weights_of_the_other_variant(case, monkeypatch, tmp_path):
     error, warning = messages(wrong)
     assert error == "error: weights.path='imagenet' is of variant 'v1', model.variant is 'v1.5'. Set it to 'v1'."
     assert "Keras will download it" in warning
+
+
+def test_weights_of_a_run_of_the_other_variant(case, tiny_run):
+    assert messages(changed(case, weights=Weights(str(tiny_run)))) == []
+    wrong = changed(case, weights=Weights(str(tiny_run)), model=ModelSpec(variant="v1.5"))
+    assert "is of variant 'v1'. Set model.variant = 'v1'." in only(wrong)
+
+
+def test_weights_of_a_run_without_a_checkpoint(case, tmp_path):
+    (tmp_path / checkpoint.FOLDER).mkdir()
+    assert f"error: weights.path='{tmp_path}': " in only(changed(case, weights=Weights(str(tmp_path))))
 
 
 def test_windows_larger_than_the_memory(case):
@@ -279,6 +295,19 @@ def test_every_wrong_value_is_told_with_the_others():
     assert drafted.unsound == {"augment", "optimizer", "schedule"}
     assert drafted.settings.stream.threads == 2
     assert drafted.settings.schedule.batch_size == 32
+
+
+@pytest.mark.usefixtures("_forget_bindings")
+def test_wrong_values_of_what_is_kept_and_profiled_are_told():
+    config.parse(
+        bindings=["train.run.keep_last=0", "train.run.keep_best=-1", "train.run.profile_steps=3", "stream.threads=2"]
+    )
+    drafted = draft.from_gin(train.run)
+    assert [error.partition("=")[0] for error in drafted.errors] == [
+        "train.run.keep_last",
+        "train.run.keep_best",
+        "train.run.profile_steps",
+    ]
 
 
 @pytest.mark.usefixtures("_forget_bindings")
