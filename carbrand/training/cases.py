@@ -7,6 +7,7 @@ from collections import Counter
 from typing import Any
 
 from carbrand.data import manifest, pipeline
+from carbrand.data.preprocess import Preprocess
 from carbrand.training import memory
 from carbrand.training.machine import Machine
 from carbrand.training.settings import Phase, Settings, plan
@@ -61,8 +62,8 @@ class Case:
     @property
     def image_sizes(self) -> list[tuple[int, int]]:
         """Height and width of all images that pass the network, in pixels."""
-        sides = [size for _, size in self.settings.schedule.image_sizes]
-        return [self.settings.preprocess.height_width, *((side, side) for side in sides)]
+        parts = [Preprocess(image_size_px=size_px) for _, size_px in self.settings.schedule.image_sizes]
+        return [preprocess.height_width for preprocess in (self.settings.preprocess, *parts)]
 
     @property
     def threads(self) -> int:

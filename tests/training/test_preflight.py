@@ -143,6 +143,12 @@ def test_what_is_wrong_is_told(case, groups, expected):
     assert expected in only(changed(case, **groups))
 
 
+def test_growing_images_need_not_be_square(case):
+    oblong = changed(case, schedule=schedule(image_sizes=((0, (32, 64)), (1, 64))))
+    assert oblong.image_sizes == [(64, 64), (32, 64), (64, 64)]
+    assert messages(oblong) == []
+
+
 def test_a_head_that_is_solved_takes_one_step_whatever_its_epochs(case):
     few = schedule(head_epochs=0.1)
     assert "train.run.head_epochs=0.1: less than one step of 8" in only(changed(case, schedule=few))
