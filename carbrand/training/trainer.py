@@ -22,7 +22,14 @@ from carbrand.training.step import LossScale, TrainStep, check_xla, make_step
 from carbrand.training.workers import Workers
 
 # A resumed run may differ in these: they are of the past, or change nothing.
-_MAY_CHANGE = ("carbrand_version", "weights.path", "stream.threads", "stream.max_damaged_fraction")
+_MAY_CHANGE = (
+    "carbrand_version",
+    "weights.path",
+    "stream.threads",
+    "stream.max_damaged_fraction",
+    "hardware.replicas",  # "replicas" is how many there are
+    "hardware.wait_for_workers_s",
+)
 
 log = logging.getLogger(__name__)
 

@@ -426,6 +426,9 @@ def test_a_run_that_cannot_go_on_with_these_settings_is_found(case, tiny_run):
     )
     case = dataclasses.replace(case, run_dir=tiny_run)
     assert messages(case) == []
+    assert messages(changed(case, hardware=Hardware(replicas=1, wait_for_workers_s=5))) == []  # it has one replica
+    two = Machine(cores=2, free_bytes=8 * 10**9, gpu_bytes=(8 * 10**9,) * 2)
+    assert "the run was started with replicas=1, now it is 2" in only(changed(case, machine=two))
     message = only(changed(case, schedule=schedule(epochs=1.5, seed=1)))
     assert message.startswith("error: ")
     assert "the run was started with train.run.seed=0, now it is 1" in message
