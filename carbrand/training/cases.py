@@ -9,18 +9,18 @@ from typing import Any
 from carbrand.data import manifest, pipeline
 from carbrand.data.preprocess import Preprocess
 from carbrand.training import memory
+from carbrand.training.checkpoint import Keeping
 from carbrand.training.machine import Machine
 from carbrand.training.settings import Phase, Settings, plan
 from carbrand.training.workers import Workers
 
 TIGHT = 0.8  # share of the memory that is there beyond which it may not be enough: needs are known only about
 _BUFFERED_BATCHES = 8  # that tf.data holds ready; a guess
-_STATES_ON_DISK = 3  # two checkpoints are kept while the third is written
 
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """A training that may be started: settings × data × machine × workers, and the folder of its run, if known."""
+    """A training that may be started: settings × data × machine × workers, the folder of its run, what is kept."""
 
     data: pathlib.Path
     dataset: manifest.Manifest
@@ -28,6 +28,7 @@ class Case:
     machine: Machine
     run_dir: pathlib.Path | None = None
     workers: Workers = dataclasses.field(default_factory=Workers)
+    keeping: Keeping = dataclasses.field(default_factory=Keeping)
 
     @property
     def num_photos(self) -> int:
@@ -153,9 +154,13 @@ def free_bytes_each(case: Case) -> float | None:
 
 
 def disk_bytes(case: Case) -> int:
-    """Of a run: its checkpoints, and the features of frozen layers, of which a file per phase and split is kept."""
-    settings = case.settings
+    """Of a run at most: checkpoints, and the features of frozen layers, of which a file per phase and split is kept.
+
+    There are as many checkpoints as are kept, but no more than steps, while one more is written.
+    """
+    settings, steps = case.settings, case.phases[-1].stop if case.phases else 0
+    states = min(case.keeping.last + case.keeping.best, steps) + 1
     state = memory.state_bytes(settings.model, settings.optimizer, len(case.dataset.brands))
     frozen = {phase.freeze_until for phase in case.phases if phase.is_cached}
     photo = sum(memory.feature_bytes(settings.model, settings.preprocess.height_width, until) for until in frozen)
-    return _STATES_ON_DISK * state + photo * (case.num_photos + case.photos_in("validation"))
+    return states * state + photo * (case.num_photos + case.photos_in("validation"))

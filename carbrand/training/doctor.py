@@ -92,7 +92,7 @@ def run(
     dataset = manifest.load(data)
     drafted = draft.from_gin(train.run)
     place = None if run_dir is None else pathlib.Path(run_dir)
-    case = Case(pathlib.Path(data), dataset, drafted.settings, machine.look(), place, workers.here())
+    case = Case(pathlib.Path(data), dataset, drafted.settings, machine.look(), place, workers.here(), drafted.keeping)
     found = [findings.from_setting(error) for error in drafted.errors]
     found += preflight.check(case, drafted.unsound)
     facts = cases.facts(case)

@@ -67,11 +67,12 @@ def head_parameters(spec: ModelSpec, num_brands: int) -> int:
 
 
 def state_bytes(spec: ModelSpec, optimizer: OptimizerSpec, num_brands: int) -> int:
-    """Of a checkpoint, and of the variables of one replica: parameters, statistics, and slots for all parameters."""
+    """Of a checkpoint, and of the variables of one replica: parameters, their slots and averages, statistics."""
     layers = list(convolutions(spec, (32, 32)))
     parameters = sum(layer.parameters for layer in layers) + head_parameters(spec, num_brands)
     statistics = sum(layer.statistics for layer in layers)
-    return _FLOAT_BYTES * (parameters * (1 + _SLOTS[optimizer.name]) + statistics)
+    copies = 1 + _SLOTS[optimizer.name] + (optimizer.ema_decay > 0)
+    return _FLOAT_BYTES * (parameters * copies + statistics)
 
 
 def replica_bytes(

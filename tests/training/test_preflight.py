@@ -256,6 +256,22 @@ def test_full_disk_is_told(case, monkeypatch, tmp_path):
     assert message.startswith(f"error: {tmp_path}: checkpoints and stored features take about 0.6 GB, 0.0 GB are free.")
 
 
+def test_disk_holds_what_is_kept_and_one_more(case, monkeypatch):
+    keeping = checkpoint.Keeping(last=3, best=1)
+    state = memory.state_bytes(ModelSpec(), OptimizerSpec(), 6)
+    kept = dataclasses.replace(case, keeping=keeping)
+    assert cases.disk_bytes(kept) == 5 * state
+    assert cases.disk_bytes(changed(kept, schedule=schedule(epochs=1))) == 4 * state  # 3 steps
+    monkeypatch.setattr(preflight.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 3 * state}))
+    assert only(kept).startswith("warning: ")
+
+
+def test_averages_take_as_much_as_the_weights():
+    sizes = [memory.state_bytes(ModelSpec(), OptimizerSpec(ema_decay=decay), 6) for decay in (0, 0.9)]
+    adamw = memory.state_bytes(ModelSpec(), OptimizerSpec(name="adamw"), 6)
+    assert sizes[1] == adamw > sizes[0]
+
+
 def test_what_depends_on_a_wrong_group_is_not_looked_at(case):
     wrong = changed(case, hardware=Hardware(xla=True), optimizer=OptimizerSpec(warmup_epochs=3))
     assert [finding.where for finding in preflight.check(wrong, {"hardware"})] == ["optimizer.warmup_epochs"]
