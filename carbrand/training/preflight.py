@@ -54,13 +54,14 @@ def _check_steps(case: Case) -> Iterator[Finding]:
     head_epochs = schedule.head_epochs if schedule.head_solver == "sgd" else 0  # else it is one step, however many
     for name, epochs in (("epochs", schedule.epochs), ("head_epochs", head_epochs)):
         if case.num_photos and 0 < epochs * case.steps_per_epoch < 1:
-            yield findings.error(
+            yield findings.warning(
                 f"train.run.{name}",
                 f"train.run.{name}={epochs:g}: less than one step of {case.batch_size} with {case.num_photos} training "
-                f"photos. Set it to {1 / case.steps_per_epoch:.2g} or more, or lower train.run.batch_size.",
+                "photos, and one is made. "
+                f"Set it to {1 / case.steps_per_epoch:.2g} or more, or lower train.run.batch_size.",
             )
     if warmup > schedule.epochs > 0:
-        yield findings.error(
+        yield findings.warning(
             "optimizer.warmup_epochs",
             f"optimizer.warmup_epochs={warmup:g} is longer than train.run.epochs={schedule.epochs:g}: the learning "
             f"rate never gets to its peak. Set optimizer.warmup_epochs = {schedule.epochs / 10:.2g}, for example.",
@@ -71,7 +72,7 @@ def _check_image_sizes(case: Case) -> Iterator[Finding]:
     sizes, epochs = case.settings.schedule.image_sizes, case.settings.schedule.epochs
     late = [size for epoch, size in sizes if epoch >= epochs]
     if late:
-        yield findings.error(
+        yield findings.warning(
             "train.run.image_sizes",
             f"train.run.image_sizes={sizes}: {late[0]} px from an epoch on that train.run.epochs={epochs:g} does not "
             "reach. Let all sizes begin before, or train longer.",

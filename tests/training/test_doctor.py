@@ -151,11 +151,11 @@ def test_a_run_that_is_a_file_raises(drawn_records):
 
 def test_errors_are_told_together_and_nothing_is_measured(drawn_records, monkeypatch, capsys):
     monkeypatch.setattr(measure, "measure", lambda *_: pytest.fail("measured"))
-    config.parse(["probe"], ["augment.crop_area_min = 0", "stream.sampling = 'x'", "optimizer.warmup_epochs = 90"])
+    config.parse(["probe"], ["augment.crop_area_min = 0", "stream.sampling = 'x'", "train.run.keep_last = 0"])
     with pytest.raises(ConfigError, match="records: 4 errors to mend before training, listed above"):
         doctor.run(drawn_records)
     output = capsys.readouterr().out
-    for name in ("augment.crop_area_min=0:", "stream.sampling='x'", "optimizer.warmup_epochs=90", "weights.path=None"):
+    for name in ("augment.crop_area_min=0:", "stream.sampling='x'", "train.run.keep_last=0", "weights.path=None"):
         assert f"error: {name}" in output
 
 

@@ -85,15 +85,16 @@ def test_a_sound_training_has_no_finding(case):
         ({"schedule": schedule(batch_size=32)}, "warning: train.run.batch_size=32 is more than the 22 training photos"),
         (
             {"schedule": schedule(epochs=0.1)},
-            "error: train.run.epochs=0.1: less than one step of 8 with 22 training photos. Set it to 0.36 or more",
+            "warning: train.run.epochs=0.1: less than one step of 8 with 22 training photos, and one is made. Set "
+            "it to 0.36 or more",
         ),
         (
             {"optimizer": OptimizerSpec(warmup_epochs=3)},
-            "error: optimizer.warmup_epochs=3 is longer than train.run.epochs=2: the learning rate never",
+            "warning: optimizer.warmup_epochs=3 is longer than train.run.epochs=2: the learning rate never",
         ),
         (
             {"schedule": schedule(image_sizes=((0, 32), (2, 64)))},
-            "error: train.run.image_sizes=((0, 32), (2, 64)): 64 px from an epoch on that train.run.epochs=2 does not",
+            "warning: train.run.image_sizes=((0, 32), (2, 64)): 64 px from an epoch on that train.run.epochs=2 does",
         ),
         (
             {
