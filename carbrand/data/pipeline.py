@@ -156,6 +156,12 @@ def make_dataset(
     if augment.mixes_photos and "mix" not in (fields or ()):
         mixing.check_even(share.per_replica)  # here: what a traced function raises is wrapped in a report
         dataset = dataset.map(functools.partial(_mixed, reader.num_brands), num_parallel_calls=threads)
+    if is_training or pad_last:  # else damaged records are left out, and the number of batches is not known
+        # Of full batches whose number it does not know, Keras asks for one too many, and counts its rows.
+        num_batches = tf.data.INFINITE_CARDINALITY
+        if num_steps is not None or not is_training:
+            num_batches = max(num_places, 0) // share.per_replica
+        dataset = dataset.apply(tf.data.experimental.assert_cardinality(num_batches))
     return blocks.finish(dataset.map(functools.partial(_element, fields, pad_last)))
 
 

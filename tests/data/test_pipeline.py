@@ -600,6 +600,42 @@ def test_keras_evaluates_each_photo_once(hundred, batch_size):
     assert np.float32(accuracy) == np.float32(hits) / np.float32(100)
 
 
+def own_losses(model, images, labels):
+    logits = model.predict(images, verbose=0)
+    return keras.ops.logsumexp(logits, 1).numpy() - logits[np.arange(len(labels)), labels]
+
+
+def test_keras_s_loss_divides_by_the_rows_of_full_batches(hundred):
+    model = tiny_model()
+    images, labels = map(np.concatenate, zip(*batches(hundred, is_training=False), strict=True))
+    options = {"is_training": False, "batch_size": 64, "preprocess": SMALL, "pad_last": True}
+    loss = model.evaluate(pipeline.make_dataset(hundred, "train", **options), verbose=0)
+    assert loss == pytest.approx(own_losses(model, images, labels).sum() / 128, rel=1e-5)
+
+
+@pytest.mark.parametrize("augment", [Augment(), ONCE], ids=["augment", "off"])
+def test_keras_s_loss_of_so_many_steps_counts_them_only(hundred, augment):
+    model = tiny_model()
+    images, labels = map(np.concatenate, zip(*batches(hundred, num_steps=2, augment=augment), strict=True))
+    train = pipeline.make_dataset(hundred, "train", batch_size=8, num_steps=2, preprocess=SMALL, augment=augment)
+    assert model.evaluate(train, verbose=0) == pytest.approx(own_losses(model, images, labels).mean(), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({}, tf.data.INFINITE_CARDINALITY),
+        ({"augment": ONCE}, tf.data.INFINITE_CARDINALITY),
+        ({"num_steps": 9, "start_step": 4, "batch_size": 300}, 5),
+        ({"num_steps": 4, "start_step": 9}, 0),
+        ({"is_training": False, "pad_last": True, "input_context": share_of(2, 1, 4)}, 26),  # two for each of 13 steps
+        ({"is_training": False}, tf.data.UNKNOWN_CARDINALITY),
+    ],
+)
+def test_the_number_of_batches_is_told(hundred, options, expected):
+    assert pipeline.make_dataset(hundred, "train", **{"batch_size": 8, **options}).cardinality() == expected
+
+
 # Arguments.
 
 
