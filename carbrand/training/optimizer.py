@@ -60,15 +60,21 @@ class OptimizerSpec:
             checks.number("optimizer.clip_norm", self.clip_norm, above=0)
 
 
-def build_optimizer(spec: OptimizerSpec, variables: list[keras.Variable]) -> keras.optimizers.Optimizer:
-    """An optimizer with state for all of `variables`, to be applied to gradients that are summed already."""
+def build_optimizer(
+    spec: OptimizerSpec, variables: list[keras.Variable], *, thaws: bool = False
+) -> keras.optimizers.Optimizer:
+    """An optimizer with state for all of `variables`, to be applied to gradients that are summed already.
+
+    With `thaws`, some of them may be trained from a later step on only.
+    """
     # The name is given, as variables are stored by their paths, and Keras would number it within a process.
     options: dict[str, Any] = {"weight_decay": spec.weight_decay or None, "name": spec.name}
     if spec.name == "sgd":
         options |= {"momentum": 0.9, "nesterov": True}
     elif spec.name == "adamw":
         options["weight_decay"] = spec.weight_decay
-    kind = {"sgd": keras.optimizers.SGD, "adamw": keras.optimizers.AdamW, "lamb": keras.optimizers.Lamb}[spec.name]
+    adamw = _LateAdamW if thaws else keras.optimizers.AdamW
+    kind = {"sgd": keras.optimizers.SGD, "adamw": adamw, "lamb": keras.optimizers.Lamb}[spec.name]
     if spec.stage_decay == 1:
         optimizer = kind(**options)
     else:
@@ -89,6 +95,36 @@ def stage_rate(path: str, decay: float) -> float:
         if path.startswith(f"{stage}_"):
             return decay**depth
     return 1.0
+
+
+class _LateAdamW(keras.optimizers.AdamW):
+    """AdamW whose steps are right for variables that are trained from a later step on, too.
+
+    Adam lengthens its moments by the number of steps, as they start at zero. Keras counts the steps of all variables
+    together: the moments of late ones would hardly be lengthened, and their first steps be up to six times too long.
+    LAMB divides by the length of the step, and SGD lengthens nothing.
+    """
+
+    def build(self, variables: list[keras.Variable]) -> None:
+        super().build(variables)
+        self._missed = self.add_variable(
+            [len(variables)], dtype="int64", aggregation="only_first_replica", name="missed"
+        )
+
+    def apply(self, grads: Any, trainable_variables: Any = None) -> None:
+        present = {self._get_variable_index(variable) for variable in trainable_variables}
+        super().apply(grads, trainable_variables)
+        self._missed.assign_add([int(index not in present) for index in range(self._missed.shape[0])])
+
+    def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
+        step = self.iterations + 1
+        own_step = step - self._missed[self._get_variable_index(variable)]
+        super().update_step(gradient, variable, learning_rate * self._length(own_step) / self._length(step))
+
+    def _length(self, step: Any) -> Any:
+        """What Keras's Adam multiplies the learning rate by in the step of this number, from 1 on."""
+        step = keras.ops.cast(step, "float32")
+        return keras.ops.sqrt(1 - keras.ops.power(self.beta_2, step)) / (1 - keras.ops.power(self.beta_1, step))
 
 
 def _with_rates(kind: type[keras.optimizers.Optimizer]) -> Any:

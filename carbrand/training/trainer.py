@@ -156,7 +156,8 @@ def build_trainer(
                 model.get_layer("logits").bias.assign(log_priors(dataset.splits["train"].brand_counts))
         check_xla(model, strategy, settings.hardware.xla)
         freeze(model, "none")  # so that the optimizer gets state for every stage that any phase trains
-        optimizer = build_optimizer(settings.optimizer, model.trainable_variables)
+        thaws = bool(settings.schedule.head_epochs or settings.schedule.unfreeze)
+        optimizer = build_optimizer(settings.optimizer, model.trainable_variables, thaws=thaws)
         loss_scale = LossScale(settings.hardware.precision)
         average = WeightAverage(settings.optimizer.ema_decay, model.trainable_variables)
     state = (strategy, model, optimizer, loss_scale, average)

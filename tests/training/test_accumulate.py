@@ -40,7 +40,16 @@ class Run:
     """A small network under `replicas` replicas."""
 
     def __init__(
-        self, replicas, accumulate=1, *, batch_norm=None, spec=None, precision="float32", ema_decay=0.0, **options
+        self,
+        replicas,
+        accumulate=1,
+        *,
+        batch_norm=None,
+        spec=None,
+        thaws=False,
+        precision="float32",
+        ema_decay=0.0,
+        **options,
     ):
         self.strategy = make_strategy(Hardware(replicas=replicas))
         spec = spec or OptimizerSpec(weight_decay=0.01, clip_norm=0.5, label_smoothing=0.1)
@@ -48,7 +57,7 @@ class Run:
         try:
             with self.strategy.scope():
                 self.model = small_network(batch_norm)
-                self.optimizer = build_optimizer(spec, self.model.trainable_variables)
+                self.optimizer = build_optimizer(spec, self.model.trainable_variables, thaws=thaws)
                 self.loss_scale = LossScale(precision)
                 self.average = WeightAverage(ema_decay, self.model.trainable_variables)
                 self.step = make_step(

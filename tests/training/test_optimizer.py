@@ -48,6 +48,28 @@ def test_stages_learn_more_slowly_with_adamw():
         assert after[path] == pytest.approx(2 * kept(path, rate) + 0.1 * rate, rel=1e-6), path
 
 
+@pytest.mark.parametrize("stage_decay", [1.0, 0.5])
+def test_adamw_s_first_steps_of_a_late_stage_have_the_length_of_the_rate(stage_decay):
+    head, late = (keras.Variable(np.zeros(2, np.float32), name=name) for name in ("logits", "conv5_kernel"))
+    optimizer = build_optimizer(OptimizerSpec("adamw", stage_decay=stage_decay), [head, late], thaws=True)
+    optimizer.learning_rate.assign(0.1)
+    gradient = np.full([2], 0.5, np.float32)
+    for _ in range(50):
+        optimizer.apply([gradient], [head])
+    for step in range(1, 6):
+        optimizer.apply([gradient, gradient], [head, late])
+        assert late.numpy() == pytest.approx(-0.1 * stage_decay * step, rel=1e-3)  # the decay of 1e-4 weighs nothing
+        assert head.numpy() == pytest.approx(-0.1 * (50 + step), rel=1e-2)
+
+
+def test_adamw_for_late_stages_equals_the_plain_one_where_none_is_late():
+    plain, ours = (Run(2, spec=OptimizerSpec("adamw"), thaws=thaws) for thaws in (False, True))
+    for run in (plain, ours):
+        run.optimizer.learning_rate.assign(0.01)
+        run.train(4)
+    assert_close(plain.weights(), ours.weights(), 0)
+
+
 @pytest.mark.parametrize(("stage_decay", "rates"), [(1.0, dict.fromkeys(RATES, 1)), (0.5, RATES)])
 def test_lamb_steps_by_the_length_of_the_variable(stage_decay, rates):
     after = one_step(OptimizerSpec("lamb", stage_decay=stage_decay, weight_decay=0.01))

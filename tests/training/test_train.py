@@ -330,6 +330,16 @@ def test_average_is_validated_evaluated_and_resumed(drawn_records, tmp_path, mon
     assert metrics.log_loss == pytest.approx(result.validation_loss, rel=1e-4)
 
 
+@pytest.mark.slow
+def test_a_stage_that_thaws_late_is_resumed(drawn_records, tmp_path, monkeypatch):
+    monkeypatch.setattr(trainer, "build_model", tiny_network.build_model)
+    options = {"epochs": 2, "head_epochs": 1, "weights": Weights("random"), "unfreeze": (("conv4", 1),)}
+    options |= {"batch_size": 8, "preprocess": TINY, "optimizer": OptimizerSpec("adamw")}
+    train.run(drawn_records, tmp_path / "whole", **options)
+    stopped_and_resumed(drawn_records, tmp_path / "stopped", monkeypatch, **options)
+    assert_same_weights(tmp_path / "whole", tmp_path / "stopped")
+
+
 def interrupt(*_):
     raise KeyboardInterrupt
 
