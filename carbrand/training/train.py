@@ -158,8 +158,9 @@ def run(
     again = f"{run_dir} holds its last checkpoint: give the same command again, for all workers, to go on from there."
     with _locked(run_dir, here), workers.lost_ones(here, again), pipeline.data_errors():
         trainer = _set_up(data, run_dir, dataset, settings, strategy, keeping)
-        if here.is_chief:
-            files.write_text(trainer.run / CONFIG_FILE, config.as_gin(settings.groups()))
+        writes = here.is_chief and not (_is_finished(trainer) and (trainer.run / RUN_FILE).exists())
+        if writes:
+            files.write_text(trainer.run / CONFIG_FILE, config.as_gin(trainer.settings.groups()))
         while not _is_finished(trainer):
             try:
                 _train(trainer, profile_steps)
@@ -169,7 +170,7 @@ def run(
     result = RunResult(trainer.step, last.accuracy, last.loss)
     totals = {"totals": dataclasses.asdict(trainer.totals), "rate_factor": trainer.rate_factor}
     description = {"format_version": FORMAT_VERSION, **dataclasses.asdict(result), **totals, **trainer.meta}
-    if here.is_chief:
+    if writes:
         files.write_json(trainer.run / RUN_FILE, description)
     return result
 

@@ -171,6 +171,7 @@ def resume(trainer: Trainer, state: checkpoint.State) -> None:
       CheckpointError: That run has other data, settings or variables.
     """
     check_same(trainer.run, state.meta, trainer.meta)
+    _keep_weights(trainer, state.meta["config"]["weights"]["path"])
     checkpoint.restore(trainer.model.variables, state.model, "The model's variables")
     checkpoint.restore(trainer.optimizer.variables, state.optimizer, "The optimizer's variables")
     trainer.loss_scale.scale.assign(state.extra["loss_scale"])
@@ -180,6 +181,14 @@ def resume(trainer: Trainer, state: checkpoint.State) -> None:
     trainer.validations = [Validation(*row) for row in state.meta["validations"]]
     trainer.totals = Totals(**state.meta["totals"])
     log.info("%s: going on at step %d", trainer.run, trainer.step)
+
+
+def _keep_weights(trainer: Trainer, path: str | None) -> None:
+    """Has the settings name the weights that the run began with, whatever is given now."""
+    given = trainer.settings.weights.path
+    if given != path:
+        log.warning("%s: began with weights.path=%r; %r has no effect any more.", trainer.run, path, given)
+        trainer.settings = dataclasses.replace(trainer.settings, weights=weights.Weights(path))
 
 
 def _flat(meta: dict[str, Any]) -> dict[str, Any]:

@@ -432,6 +432,26 @@ def test_finished_run_is_not_trained_again(probe, drawn_records, monkeypatch):
     assert train.run(drawn_records, run_dir, **probe_options()) == result
 
 
+def test_a_resumed_run_names_the_weights_that_it_began_with(drawn_records, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(trainer, "build_model", tiny_network.build_model)
+    options, run_dir = probe_options(epochs=1), tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "_train", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            train.run(drawn_records, run_dir, **options)
+    train.run(drawn_records, run_dir, **{**options, "weights": Weights("other.h5")})
+    assert "began with weights.path='random'; 'other.h5' has no effect any more" in caplog.text
+    assert "weights.path = 'random'\n" in (run_dir / "config.gin").read_text()
+    assert json.loads((run_dir / "run.json").read_text())["config"]["weights"] == {"path": "random"}
+
+
+def test_a_finished_run_is_not_written_again(probe, drawn_records):
+    run_dir, _ = probe
+    before = [(run_dir / name).read_text() for name in ("config.gin", "run.json")]
+    train.run(drawn_records, run_dir, **probe_options(stream=Stream(threads=3)))
+    assert [(run_dir / name).read_text() for name in ("config.gin", "run.json")] == before
+
+
 def test_frozen_backbone_is_run_once_over_each_photo(drawn_records, tmp_path, monkeypatch):
     passes = []
     original = features.outputs
