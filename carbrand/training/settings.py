@@ -173,6 +173,16 @@ def check_batch(settings: Settings, replicas: int) -> None:
         )
 
 
+def check_unfreeze(settings: Settings, num_examples: int) -> None:
+    """Raises ConfigError if the last stage would thaw where a training on so many photos has ended already."""
+    unfreeze, last = settings.schedule.unfreeze, plan(num_examples, settings)[-1]
+    if unfreeze and last.start == last.stop:
+        raise ConfigError(
+            f"train.run.unfreeze={unfreeze!r}: {unfreeze[-1][0]} would thaw at step {last.start}, at which training "
+            "ends. Let it thaw earlier, or train longer."
+        )
+
+
 @dataclasses.dataclass(frozen=True)
 class Phase:
     """A part of the run with one set of trainable stages.

@@ -197,8 +197,12 @@ def test_a_loss_that_stands_still(losses, patience, expected):
     assert guards.has_stalled(validations, patience, start=10) is expected
 
 
-def test_a_run_whose_loss_stands_still_ends_early_and_is_not_taken_up_again(drawn_records, tmp_path, monkeypatch):
-    idle = options(epochs=9, patience=2, optimizer=OptimizerSpec(learning_rate=1e-30, weight_decay=0.0))
+@pytest.mark.parametrize("epochs", [{"epochs": 9}, {"epochs": 0, "head_epochs": 9}], ids=["main", "head"])
+def test_a_run_whose_loss_stands_still_ends_early_and_is_not_taken_up_again(
+    drawn_records, tmp_path, monkeypatch, epochs
+):
+    spec = OptimizerSpec(learning_rate=1e-30, head_learning_rate=1e-30, weight_decay=0.0)
+    idle = options(patience=2, optimizer=spec, **epochs)
     idle["model"], idle["weights"] = ModelSpec(freeze_until="conv5"), RANDOM
     result = train.run(drawn_records, tmp_path / "run", **idle)
     assert len(rows(tmp_path / "run", "validation")) == 3

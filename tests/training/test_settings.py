@@ -61,6 +61,14 @@ def test_inputs_of_a_head_alone():
     assert settings.inputs_at(None, 100, dataclasses.replace(SETTINGS, schedule=schedule)).step == 0
 
 
+def test_a_stage_that_would_thaw_at_the_end_raises():
+    schedule = dataclasses.replace(SETTINGS.schedule, unfreeze=(("conv4", 2.99),))  # 37.4 of 37.5 steps
+    thawing = dataclasses.replace(SETTINGS, schedule=schedule)
+    settings.check_unfreeze(thawing, 1000)
+    with pytest.raises(ConfigError, match="conv4 would thaw at step 63, at which training ends. Let it thaw earlier"):
+        settings.check_unfreeze(thawing, 100)
+
+
 @pytest.mark.parametrize("step", [-1, 63])
 def test_a_step_that_training_does_not_have_raises(step):
     with pytest.raises(ConfigError, match=f"step={step}: give a whole number at least 0 and below 63"):

@@ -119,6 +119,11 @@ def test_bad_schedule_raises(drawn_records, tmp_path, change, message):
         train.run(drawn_records, tmp_path / "run", **change)
 
 
+def test_a_stage_that_never_thaws_raises(drawn_records, tmp_path):
+    with pytest.raises(ConfigError, match="conv4 would thaw at step 1, at which training ends"):
+        train.run(drawn_records, tmp_path / "run", epochs=0.01, unfreeze=(("conv4", 0.005),), weights=Weights("random"))
+
+
 def test_frozen_stages_without_weights_raise(drawn_records, tmp_path):
     with pytest.raises(ConfigError, match="weights.path=None: frozen stages would keep random weights"):
         train.run(drawn_records, tmp_path / "run", model=ModelSpec(freeze_until="conv4"))
