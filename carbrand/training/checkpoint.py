@@ -196,9 +196,10 @@ def load_run(run: str | os.PathLike[str], which: str = "latest") -> State:
         raise CheckpointError(f"{run}: {what}. Make it with `carbrand train --data RECORDS --run {run}`.")
     if which == "best":
         kept = [row for row in state.meta["validations"] if _path(run, row[0]).exists()]
-        if not kept:
+        best = Keeping(best=1).best_steps(kept)
+        if not best:
             raise CheckpointError(f"{run}: no validated checkpoint was kept. Train with train.run.keep_best = 1.")
-        state = load(_path(run, min(kept, key=lambda row: row[2])[0]))
+        state = load(_path(run, best[0]))
     if not state.meta["step"]:
         raise CheckpointError(f"{run}: has not trained a step yet. Go on with `carbrand train`, and the same options.")
     return state

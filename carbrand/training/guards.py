@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import logging
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -97,8 +98,11 @@ def roll_back(trainer: Trainer, error: NotFiniteError) -> None:
 
 
 def has_stalled(validations: Sequence[Validation], patience: int, start: int) -> bool:
-    """Whether the last `patience` validations after step `start` all have a higher loss than one before them."""
-    losses = [validation.loss for validation in validations if validation.step > start]
+    """Whether the last `patience` validations after step `start` all have a higher loss than one before them.
+
+    What is no number is the highest.
+    """
+    losses = [math.inf if math.isnan(row.loss) else row.loss for row in validations if row.step > start]
     return bool(patience) and len(losses) > patience and min(losses[-patience:]) >= min(losses[:-patience])
 
 

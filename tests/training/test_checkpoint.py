@@ -1,4 +1,5 @@
 import logging
+import math
 
 import keras
 import numpy as np
@@ -34,6 +35,15 @@ def test_the_last_two_are_kept(tmp_path):
     names = sorted(p.name for p in (tmp_path / checkpoint.FOLDER).iterdir())
     assert names == ["step-000000002.npz", "step-000000030.npz"]
     assert checkpoint.load_latest(tmp_path).meta["step"] == 30
+
+
+def test_the_best_one_has_a_loss_that_is_a_number(tmp_path):
+    losses = [math.nan, 0.4, 0.5]
+    for step in (1, 2, 3):
+        saved = state(step)
+        saved.meta["validations"] = [[n + 1, 0.5, loss, 1.0] for n, loss in enumerate(losses[:step])]
+        checkpoint.save_latest(tmp_path, saved, checkpoint.Keeping(last=3))
+    assert checkpoint.load_run(tmp_path, "best").meta["step"] == 2
 
 
 @pytest.mark.parametrize("damage", [lambda b: b[: len(b) // 2], lambda b: b"", lambda b: b.replace(b"\x80?", b"\x80A")])

@@ -189,6 +189,10 @@ def test_lack_of_memory_names_the_batch_that_fits(drawn_records, tmp_path, monke
         ([3, 2, 2.5, 1.9], 2, False),
         ([1, 2, 3], 0, False),
         ([1], 1, False),
+        ([1, math.nan, math.nan], 2, True),
+        ([math.nan, math.nan, math.nan], 2, True),
+        ([math.nan, 2, 1], 2, False),
+        ([math.nan, 1, math.nan, 0.5], 2, False),
     ],
 )
 def test_a_loss_that_stands_still(losses, patience, expected):
