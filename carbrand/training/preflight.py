@@ -18,7 +18,7 @@ from carbrand.training import cases, checkpoint, findings, preflight_data, train
 from carbrand.training.cases import Case
 from carbrand.training.findings import Finding
 from carbrand.training.hardware import check_replicas
-from carbrand.training.settings import Settings, check_batch
+from carbrand.training.settings import Settings, check_batch, check_unfreeze
 from carbrand.training.weights import IMAGENET_FILE
 
 _TOO_MUCH = 1.2  # times the memory that is there; what is needed is known only about
@@ -66,6 +66,13 @@ def _check_steps(case: Case) -> Iterator[Finding]:
             f"optimizer.warmup_epochs={warmup:g} is longer than train.run.epochs={schedule.epochs:g}: the learning "
             f"rate never gets to its peak. Set optimizer.warmup_epochs = {schedule.epochs / 10:.2g}, for example.",
         )
+
+
+def _check_unfreeze(case: Case) -> Iterator[Finding]:
+    try:
+        check_unfreeze(case.settings, case.num_photos)
+    except ConfigError as error:
+        yield findings.error("train.run.unfreeze", str(error))
 
 
 def _check_image_sizes(case: Case) -> Iterator[Finding]:
@@ -245,6 +252,7 @@ _CHECKS: Sequence[tuple[str, Callable[[Case], Iterator[Finding]]]] = (
     ("stream", preflight_data.check_imbalance),
     ("schedule hardware augment", _check_batch),
     ("schedule optimizer", _check_steps),
+    ("schedule model augment", _check_unfreeze),
     ("schedule model augment", _check_image_sizes),
     ("schedule preprocess", preflight_data.check_upscaling),
     ("weights model", _check_weights),

@@ -58,6 +58,11 @@ def messages(case):
     return [str(finding) for finding in preflight.check(case)]
 
 
+def test_a_stage_that_never_thaws_is_an_error(case):
+    frozen = changed(case, model=ModelSpec(freeze_until="none"), schedule=schedule(unfreeze=(("conv4", 1.999),)))
+    assert any("conv4 would thaw at step" in message for message in messages(frozen))
+
+
 def only(case):
     (message,) = messages(case)
     return message
