@@ -92,6 +92,24 @@ def _check_image_sizes(case: Case) -> Iterator[Finding]:
         )
 
 
+def _check_unused(case: Case) -> Iterator[Finding]:
+    """Settings that were given, and that others keep from having an effect."""
+    settings, schedule = case.settings, case.settings.schedule
+    learns_head = schedule.head_epochs > 0 and schedule.head_solver == "sgd"
+    for group, knob, is_used, remedy in (
+        ("loss", "gamma", settings.loss.name == "focal", "loss.name = 'focal'"),
+        ("loss", "tau", settings.loss.name == "logit_adjusted", "loss.name = 'logit_adjusted'"),
+        ("augment", "mixup_alpha", settings.augment.enabled, "augment.enabled = True"),
+        ("augment", "cutmix_alpha", settings.augment.enabled, "augment.enabled = True"),
+        ("optimizer", "head_learning_rate", learns_head, "train.run.head_epochs, with head_solver = 'sgd'"),
+    ):
+        values = getattr(settings, group)
+        value, default = getattr(values, knob), getattr(type(values), knob)
+        if not is_used and value != default:
+            name = f"{group}.{knob}"
+            yield findings.warning(name, f"{name}={value!r} has no effect. Set {remedy}, or leave it out.")
+
+
 def _check_weights(case: Case) -> Iterator[Finding]:
     path, variant = case.settings.weights.path, case.settings.model.variant
     name = "weights.path"
@@ -254,6 +272,7 @@ _CHECKS: Sequence[tuple[str, Callable[[Case], Iterator[Finding]]]] = (
     ("schedule optimizer", _check_steps),
     ("schedule model augment", _check_unfreeze),
     ("schedule model augment", _check_image_sizes),
+    ("schedule loss augment optimizer", _check_unused),
     ("schedule preprocess", preflight_data.check_upscaling),
     ("weights model", _check_weights),
     ("hardware", _check_devices),

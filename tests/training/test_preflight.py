@@ -14,6 +14,7 @@ from carbrand.data.preprocess import Preprocess
 from carbrand.training import cases, checkpoint, draft, machine, memory, preflight, train
 from carbrand.training.cases import Case
 from carbrand.training.hardware import Hardware
+from carbrand.training.losses import Loss
 from carbrand.training.machine import Machine
 from carbrand.training.model import ModelSpec
 from carbrand.training.optimizer import OPTIMIZERS, OptimizerSpec, build_optimizer
@@ -109,6 +110,10 @@ def test_a_sound_training_has_no_finding(case):
             },
             "warning: train.run.image_sizes=((0, 32), (1, 64)) has no effect: frozen layers see each photo once",
         ),
+        ({"loss": Loss(gamma=1.5)}, "warning: loss.gamma=1.5 has no effect. Set loss.name = 'focal', or leave it out."),
+        ({"loss": Loss("focal", tau=0.5)}, "warning: loss.tau=0.5 has no effect. Set loss.name = 'logit_adjusted'"),
+        ({"augment": Augment(enabled=False, cutmix_alpha=1)}, "warning: augment.cutmix_alpha=1 has no effect. Set"),
+        ({"optimizer": OptimizerSpec(head_learning_rate=1)}, "warning: optimizer.head_learning_rate=1 has no effect."),
         (
             {"preprocess": Preprocess(image_size_px=224)},
             "warning: preprocess.image_size_px=224: the stored photos have a short side of 96 px, so they are enlarged",
