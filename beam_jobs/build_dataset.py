@@ -77,7 +77,8 @@ def run(
     names = _names(aliases, brand_from, previous)
     if beam_args or paths.is_remote(os.fspath(source)):
         _set_file_systems(workers, beam_args)  # listing needs them
-    with build_output.locked(output_path), files.full_disk_is_an_error(str(output_path)):
+    written = [output_path] if cache_dir is None else [output_path, pathlib.Path(cache_dir)]
+    with build_output.locked(output_path), files.full_disk_is_an_error(*written):
         listing = _list(source, output_path, names, columns or {}, paths_from, previous)
         settings = _settings(output_path, cache_dir, listing, names, choices, sizing, previous)
         if (output_path / manifest.FILE_NAME).exists():

@@ -152,8 +152,11 @@ def read_log(path: str | os.PathLike[str], containing: bytes = b"") -> Iterator[
 
 
 @contextlib.contextmanager
-def full_disk_is_an_error(folder: str) -> Iterator[None]:
-    """Turns a full disk, quota or file size limit inside the block, or in a worker it waits for, into a BuildError."""
+def full_disk_is_an_error(*folders: str | os.PathLike[str]) -> Iterator[None]:
+    """Turns a full disk, quota or file size limit inside the block, or in a worker it waits for, into a BuildError.
+
+    It tells of the disks of all `folders`, which are written to: the system does not say which one was full.
+    """
     try:
         yield
     except Exception as error:
@@ -161,10 +164,17 @@ def full_disk_is_an_error(folder: str) -> Iterator[None]:
         text = "".join(traceback.format_exception(error))
         if not any(f"[Errno {number}]" in text for number in FULL_DISK):
             raise
+        places = ", or in ".join(f"{folder}: {_free_mib(pathlib.Path(folder)):.0f} MiB free" for folder in folders)
         raise BuildError(
-            f"disk full while building in {folder}: {shutil.disk_usage(folder).free / 2**20:.0f} MiB free. Free space, "
-            "then run the same command again; what was done is kept in the cache."
+            f"disk full while building in {places}. Free space, then run the same command again; what was done is kept "
+            "in the cache."
         ) from error
+
+
+def _free_mib(folder: pathlib.Path) -> float:
+    """On the disk of a folder that may not be there yet."""
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    return shutil.disk_usage(there).free / 2**20
 
 
 def remove_tree(folder: str | os.PathLike[str]) -> None:

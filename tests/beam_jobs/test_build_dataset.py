@@ -13,7 +13,7 @@ from small_photos import contents, jsonl, photo, rows, write_photos
 from beam_jobs import build_dataset, build_output, checking, finish_build
 from beam_jobs.build_output import Choices
 from carbrand import errors
-from carbrand.data import manifest, records, verify
+from carbrand.data import cache, manifest, records, verify
 
 
 def read_records(folder, split):
@@ -334,6 +334,16 @@ def test_a_full_disk_is_one_line_and_the_build_goes_on(source, tmp_path, limit):
     assert error.endswith("then run the same command again; what was done is kept in the cache.\n")
     assert not (tmp_path / "out/manifest.json").exists()
     assert build_dataset.run(source, tmp_path / "out").counts["kept"] == 36
+
+
+def test_a_full_disk_may_be_that_of_the_cache(source, tmp_path, monkeypatch):
+    def fails(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(cache, "store", fails)
+    free = r"\d+ MiB free"
+    with pytest.raises(errors.BuildError, match=rf" in {tmp_path}/out: {free}, or in {tmp_path}/cache: {free}\. Free"):
+        build_dataset.run(source, tmp_path / "out", cache_dir=tmp_path / "cache")
 
 
 def test_a_second_build_in_the_same_folder_is_refused(source, tmp_path):
