@@ -38,9 +38,17 @@ Bad input exits with 2, a failed gate with 3."""
 
 def main() -> None:
     """Entry point of the `carbrand` command."""
+    _open_closed_streams()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # as stderr: names need not fit into the terminal's encoding
     app.run(_run, flags_parser=_parse)
+
+
+def _open_closed_streams() -> None:
+    """Opens standard streams that are closed: else a file opened later takes a stream's number, and gets its text."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):  # each takes the least number that is free
+        if getattr(sys, name) is None:
+            setattr(sys, name, pathlib.Path(os.devnull).open(mode))  # noqa: SIM115
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:

@@ -303,6 +303,12 @@ def test_names_that_the_terminal_cannot_show_are_escaped(tiny_model, drawn_photo
     assert r"\xe9.jpg" in done.stdout
 
 
+@pytest.mark.parametrize("closed", ["2>&-", "<&- >&- 2>&-"])
+def test_closed_streams_do_no_harm(drawn_records, closed):
+    command = f"{sys.executable} -m carbrand verify {drawn_records} {closed}"
+    assert subprocess.run(command, shell=True).returncode == 0
+
+
 def test_a_reader_that_has_enough_ends_a_command_quietly(tiny_model, drawn_photos):
     command = f"{sys.executable} -m carbrand predict --model {tiny_model} {drawn_photos}/arvena | true"
     done = subprocess.run(["bash", "-c", f"set -o pipefail; {command}"], capture_output=True, text=True)
