@@ -105,10 +105,13 @@ def read_aliases(path: str | os.PathLike[str]) -> dict[str, str]:
 
 def check_aliases(aliases: Mapping[str, str], where: str) -> None:
     """Raises ConfigError, which begins with `where`, if a name stands for one that is itself another name."""
-    for name, brand in aliases.items():
-        if aliases.get(brand, brand) != brand:
+    for name in aliases:
+        chain = _chain(aliases, name)
+        if chain[-1] in chain[:-1]:
+            raise errors.ConfigError(f"{where}: {','.join(chain)} lead in a circle. Remove one of the lines.")
+        if len(chain) > 2:
             raise errors.ConfigError(
-                f"{where}: {name} stands for {brand}, which stands for {aliases[brand]}. Write {name},{aliases[brand]}."
+                f"{where}: {name} stands for {chain[1]}, which stands for {chain[2]}. Write {name},{chain[-1]}."
             )
 
 
@@ -142,6 +145,16 @@ def _letters(brand: str) -> str:
 
 def _leads(brand: str, other: str) -> bool:
     return other.startswith(f"{brand}_")
+
+
+def _chain(aliases: Mapping[str, str], name: str) -> list[str]:
+    """The name, what it stands for, and so on, up to a brand that stands for itself, or one that comes again."""
+    chain = [name]
+    while (brand := aliases.get(chain[-1], chain[-1])) != chain[-1]:
+        chain.append(brand)
+        if brand in chain[:-1]:
+            break
+    return chain
 
 
 def _alias_rows(path: pathlib.Path) -> Iterator[tuple[int, str, str]]:

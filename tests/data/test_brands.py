@@ -69,6 +69,9 @@ def test_an_alias_stands_for_its_brand(tmp_path):
     [
         ("name,brand\na,b\na,c\n", "line 3: a stands for c here and for b above. Keep one"),
         ("name,brand\na,b\nb,c\n", "a stands for b, which stands for c. Write a,c"),
+        ("name,brand\na,b\nb,c\nc,d\n", "a stands for b, which stands for c. Write a,d"),
+        ("name,brand\na,b\nb,a\n", "a,b,a lead in a circle. Remove one"),
+        ("name,brand\na,b\nb,c\nc,b\n", "a,b,c,b lead in a circle. Remove one"),
         ("name,brand\na,b,c\n", "line 2: not a name and a brand"),
         ("name,brand\na,\n", "line 2: not a name and a brand"),
         ("vw,volkswagen\n", "the first line is not name,brand"),
