@@ -3,10 +3,12 @@
 The folder has to be on a disk that all workers share, and problems reach this process in files, not in metrics.
 """
 
+import contextlib
 import dataclasses
 import functools
 import os
 import pathlib
+import shutil
 import tempfile
 from collections.abc import Iterable, Sequence
 
@@ -20,6 +22,7 @@ from carbrand.data.verify_shard import Problem, Scan
 beam = runners.beam  # not imported here: runners keeps it quiet
 
 PHOTOS_PER_BUCKET = 500_000  # of the leakage gate; about 90 MB while one is checked
+_PREFIX, _LOCK = ".verify-", "lock"  # of temporary folders
 
 
 def run(
@@ -45,7 +48,7 @@ def run(
         return [built]
     num_photos = sum(part.num_examples for part in built.splits.values())
     options = runners.make_options(num_photos, workers=workers, beam_args=beam_args)
-    with _temporary_folder(folder) as work_dir:
+    with _temporary_folder(folder) as work_dir, files.locked(f"{work_dir}/{_LOCK}", f"{work_dir}: is taken."):
         build = functools.partial(build_pipeline, str(folder), built, work_dir)
         runners.run(build, options, folder=work_dir)
         found = [Problem(**row["problem"]) for row in report.read(work_dir, "problem")]
@@ -75,12 +78,20 @@ def build_pipeline(folder: str, built: manifest.Manifest, work_dir: str, pipelin
 
 def _temporary_folder(folder: pathlib.Path) -> tempfile.TemporaryDirectory[str]:
     try:
-        return tempfile.TemporaryDirectory(dir=folder, prefix=".verify-")
+        _remove_abandoned(folder)
+        return tempfile.TemporaryDirectory(dir=folder, prefix=_PREFIX)
     except OSError as error:
         raise errors.ConfigError(
             f"{folder}: cannot be written to ({error.strerror}), which several workers need. Leave --workers and "
             "Beam's options out."
         ) from error
+
+
+def _remove_abandoned(folder: pathlib.Path) -> None:
+    """Deletes the temporary folders of verifications that were killed: those whose lock is free."""
+    for lock in folder.glob(f"{_PREFIX}*/{_LOCK}"):
+        with contextlib.suppress(errors.ConfigError), files.locked(lock, f"{lock}: is taken."):
+            shutil.rmtree(lock.parent)
 
 
 @functools.lru_cache(maxsize=1)

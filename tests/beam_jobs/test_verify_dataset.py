@@ -3,7 +3,7 @@ import shutil
 import pytest
 
 from beam_jobs import verify_dataset
-from carbrand import errors
+from carbrand import errors, files
 from carbrand.data import manifest, verify
 
 SHARD = "carbrand-train.tfrecord-00001-of-00002"
@@ -35,6 +35,15 @@ def test_the_folder_is_left_as_it_was(dataset):
     before = sorted(path.name for path in dataset.iterdir())
     verify_dataset.run(dataset, workers=1)
     assert sorted(path.name for path in dataset.iterdir()) == before
+
+
+def test_what_a_killed_verification_left_goes_and_that_of_a_running_one_stays(dataset):
+    for name in (".verify-killed", ".verify-running"):
+        (dataset / name / "shuffle").mkdir(parents=True)
+        (dataset / name / "lock").touch()
+    with files.locked(dataset / ".verify-running" / "lock", "taken"):
+        verify_dataset.run(dataset, workers=1)
+    assert [path.name for path in dataset.glob(".verify-*")] == [".verify-running"]
 
 
 @pytest.mark.parametrize("workers", [1, 2])
