@@ -202,6 +202,7 @@ class Share:
             return cls(batch_size, 1, 0, batch_size, batch_size)
         replicas, workers = context.num_replicas_in_sync, context.num_input_pipelines
         check_batch("batch_size", batch_size, replicas)
+        check_batch("batch_size", batch_size, workers, "workers")
         per_worker = batch_size // workers
         return cls(batch_size, workers, context.input_pipeline_id * per_worker, per_worker, batch_size // replicas)
 
@@ -295,12 +296,12 @@ class _Blocks:
             raise DataError(f"{where}: cannot be decoded ({error}). Build the records again.") from error
 
 
-def check_batch(name: str, batch_size: int, replicas: int) -> None:
-    """Raises ConfigError unless all replicas get as many photos of a batch."""
-    if batch_size % replicas:
+def check_batch(name: str, batch_size: int, parts: int, what: str = "replicas") -> None:
+    """Raises ConfigError unless all replicas, or what else shares a batch, get as many photos of it."""
+    if batch_size % parts:
         raise ConfigError(
-            f"{name}={batch_size} does not divide among {replicas} replicas. "
-            f"Use a multiple of {replicas}, for example {-(-batch_size // replicas) * replicas}."
+            f"{name}={batch_size} does not divide among {parts} {what}. "
+            f"Use a multiple of {parts}, for example {-(-batch_size // parts) * parts}."
         )
 
 

@@ -242,6 +242,11 @@ def test_a_batch_that_does_not_divide_among_the_replicas_raises(thousand):
         batches(thousand, batch_size=10, input_context=share_of(2, 0, 4))
 
 
+def test_a_batch_that_does_not_divide_among_the_workers_raises(thousand):
+    with pytest.raises(ConfigError, match=r"batch_size=5 does not divide among 2 workers. Use .* for example 6"):
+        batches(thousand, batch_size=5, input_context=share_of(2, 0, 1))
+
+
 def test_evaluation_of_several_workers_has_to_be_padded(thousand):
     with pytest.raises(ConfigError, match="pad_last=False with several workers: .* Set pad_last=True"):
         batches(thousand, is_training=False, input_context=share_of(2, 0, 2))
