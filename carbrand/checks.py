@@ -1,6 +1,7 @@
 """Checks of settings and options: gin passes on any value, so each setting is checked where it is defined."""
 
 import math
+import numbers
 import os
 import pathlib
 import stat
@@ -30,6 +31,20 @@ def number(name: str, value: Any, *, at_least: float | None = None, above: float
     )
     if not inside:
         raise ConfigError(f"{name}={value!r}: give a {' '.join([kind, ' and '.join(limits)]).strip()}.")
+
+
+def whole(name: str, value: Any, *, at_least: float | None = None) -> int:
+    """`value`, which may be one of numpy's whole numbers, as an int; else raises ConfigError, as `number` does."""
+    if isinstance(value, numbers.Integral) and not isinstance(value, bool):
+        value = int(value)
+    number(name, value, at_least=at_least, whole=True)
+    return value
+
+
+def kind(name: str, value: Any, wanted: type) -> None:
+    """Raises ConfigError unless `value` is None or one of `wanted`, a class of carbrand's."""
+    if not isinstance(value, wanted | None):
+        raise ConfigError(f"{name}={value!r}: is no {wanted.__name__}. Give carbrand.{wanted.__name__}(…), or None.")
 
 
 def choice(name: str, value: Any, choices: Sequence[str]) -> None:

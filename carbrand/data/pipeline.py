@@ -119,11 +119,14 @@ def make_dataset(
       ConfigError: An argument cannot work.
       tf.errors.OpError: While iterating: too many records are damaged; `data_errors` makes a DataError of it.
     """
-    checks.number("batch_size", batch_size, at_least=1, whole=True)
-    checks.number("start_step", start_step, at_least=0, whole=True)
-    checks.number("seed", seed, whole=True)
+    batch_size = checks.whole("batch_size", batch_size, at_least=1)
+    start_step = checks.whole("start_step", start_step, at_least=0)
+    seed = checks.whole("seed", seed)
     if num_steps is not None:
-        checks.number("num_steps", num_steps, at_least=0, whole=True)
+        num_steps = checks.whole("num_steps", num_steps, at_least=0)
+    checks.kind("preprocess", preprocess, Preprocess)
+    checks.kind("augment", augment, Augment)
+    checks.kind("stream", stream, Stream)
     is_training = split == "train" if is_training is None else is_training
     preprocess, stream = preprocess or Preprocess(), stream or Stream()
     augment = (augment or Augment()) if is_training else Augment(enabled=False)

@@ -658,12 +658,21 @@ def test_unknown_split_raises(drawn_records):
         ({"fields": "image/filename"}, "fields='image/filename': give a list of names"),
         ({"batch_size": 2.0}, "batch_size=2.0: give a whole number at least 1"),
         ({"start_step": -1}, "start_step=-1: give a whole number at least 0"),
+        ({"batch_size": True}, "batch_size=True: give a whole number at least 1"),
+        ({"augment": {"flip": False}}, r"augment={'flip': False}: is no Augment. Give carbrand.Augment\(…\), or None"),
+        ({"preprocess": 64}, "preprocess=64: is no Preprocess"),
+        ({"stream": "balanced"}, "stream='balanced': is no Stream"),
         ({"fields": ["image/size"]}, "fields='image/size' is not one of 'number', 'record', 'weight'"),
     ],
 )
 def test_bad_arguments_raise(drawn_records, options, message):
     with pytest.raises(ConfigError, match=message):
         pipeline.make_dataset(drawn_records, "train", **{"batch_size": 2, **options})
+
+
+def test_numpy_s_whole_numbers_are_taken(hundred):
+    ours = {"batch_size": np.int64(4), "start_step": np.int32(1), "num_steps": np.uint8(3), "seed": np.int64(5)}
+    assert_equal(batches(hundred, **ours), batches(hundred, batch_size=4, start_step=1, num_steps=3, seed=5))
 
 
 @pytest.mark.parametrize(
