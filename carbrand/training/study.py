@@ -68,7 +68,7 @@ def open_study(folder: pathlib.Path, url: str | None, *, metric: str, seed: int)
 def check_same(folder: pathlib.Path, theirs: dict[str, list[str]], ours: dict[str, list[str]]) -> None:
     """Raises ConfigError if a study that began with `theirs` is to go on with other things; name -> lines of each."""
     for name, values in ours.items():
-        if theirs[name] != values:
+        if theirs.get(name, values) != values:  # an older carbrand did not note all of them
             old = [value for value in theirs[name] if value not in values] or theirs[name]
             new = [value for value in values if value not in theirs[name]] or values
             raise ConfigError(

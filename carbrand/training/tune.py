@@ -128,6 +128,8 @@ def run(
         "recipe": _settings(recipe),
         "space": [str(parameter) for parameter in parameters],
         "metric": [metric],
+        "pruner": [pruner],
+        "seed": [str(seed)],
     }
     folder.mkdir(parents=True, exist_ok=True)
     with files.one_at_a_time(folder / _LOCK):

@@ -152,6 +152,8 @@ def test_trials_that_all_fail_alike_end_the_search(search):
         ),
         ({"gin_params": ["train.run.seed = 1"]}, "with the recipe train.run.seed = 0, now it is train.run.seed = 1"),
         ({"metric": "accuracy"}, "with the metric loss, now it is accuracy"),
+        ({"pruner": "asha"}, "with the pruner none, now it is asha"),
+        ({"seed": 1}, "with the seed 0, now it is 1"),
     ],
 )
 def test_a_study_of_something_else_is_refused(search, change, message):
