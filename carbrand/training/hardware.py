@@ -7,7 +7,6 @@ from collections.abc import Iterator
 import gin
 import keras
 import tensorflow as tf
-from tensorflow.python.framework.config import disable_op_determinism  # TensorFlow has no public name for it
 
 from carbrand import checks
 from carbrand.errors import ConfigError
@@ -103,15 +102,10 @@ def layers_in(precision: str) -> Iterator[None]:
 
 
 def set_up(seed: int, deterministic: bool) -> None:
-    """Seeds Python, numpy and TensorFlow; with `deterministic`, allows only operations that repeat bit by bit.
-
-    Without, allows all again: an earlier run of this process may have been a deterministic one.
-    """
+    """Seeds Python, numpy and TensorFlow; with `deterministic`, allows only operations that repeat bit by bit."""
     keras.utils.set_random_seed(seed)
     if deterministic:
         tf.config.experimental.enable_op_determinism()
-    else:
-        disable_op_determinism()
 
 
 def _logical_cpus(number: int) -> list[str]:

@@ -1,8 +1,7 @@
 import pytest
-from tensorflow.python.framework.config import is_op_determinism_enabled
 
 from carbrand.errors import ConfigError
-from carbrand.training.hardware import Hardware, make_strategy, set_up
+from carbrand.training.hardware import Hardware, make_strategy
 from carbrand.training.optimizer import OptimizerSpec
 
 
@@ -24,12 +23,6 @@ def test_unknown_precision_raises():
 def test_negative_replicas_raise():
     with pytest.raises(ConfigError, match="hardware.replicas=-1: give a whole number at least 0"):
         Hardware(replicas=-1)
-
-
-def test_a_run_can_do_without_the_determinism_of_the_one_before():
-    for deterministic in (True, False):
-        set_up(0, deterministic)
-        assert is_op_determinism_enabled() is deterministic
 
 
 @pytest.mark.parametrize(
