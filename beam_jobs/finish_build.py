@@ -19,6 +19,7 @@ from carbrand.data import (
     cache,
     catalogue,
     images,
+    ledger,
     manifest,
     page,
     paths,
@@ -27,7 +28,6 @@ from carbrand.data import (
     verify,
     verify_shard,
 )
-from carbrand.evaluation import ledger
 
 _SHOWN = 20  # of the names in one line of the summary
 _REPORTS = {

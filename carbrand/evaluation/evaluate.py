@@ -9,10 +9,10 @@ import tensorflow as tf
 import tqdm
 
 from carbrand import checks
-from carbrand.data import catalogue, manifest, overlay, pipeline, records
+from carbrand.data import catalogue, ledger, manifest, overlay, pipeline, records
 from carbrand.data.reader import RecordReader
 from carbrand.errors import ConfigError, DataError, GateError
-from carbrand.evaluation import calibration, card, gate, heatmap, ledger, metrics, page, report, slices, trained
+from carbrand.evaluation import calibration, card, gate, heatmap, metrics, page, report, slices, trained
 from carbrand.evaluation.results import Evaluation, PhotoRow
 from carbrand.evaluation.trained import Trained
 from carbrand.training import checkpoint, temperature

@@ -1,6 +1,6 @@
 import json
 
-from carbrand.evaluation import ledger
+from carbrand.data import ledger
 
 
 def test_each_split_and_dataset_counts_for_itself(tmp_path):
