@@ -19,6 +19,7 @@ from absl.flags import argparse_flags
 
 import carbrand
 from carbrand import quiet
+from carbrand.data import paths
 from carbrand.errors import CarbrandError, ConfigError
 from carbrand.files import FULL_DISK
 
@@ -99,8 +100,7 @@ def _run(options: argparse.Namespace) -> int:
 
 def _tell(error: Exception, message: str) -> None:
     """Prints an error as one line: names of files may hold ends of lines, and what would control the terminal."""
-    line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in message)
-    print(f"{type(error).__name__}: {line}", file=sys.stderr)
+    print(f"{type(error).__name__}: {paths.printable(message)}", file=sys.stderr)
 
 
 def make_parser() -> argparse.ArgumentParser:

@@ -83,6 +83,11 @@ def shown(path: str) -> str:
     return path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
+def printable(text: str) -> str:
+    """`text` on one line: ends of lines, and what would control the terminal, are escaped."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 def _fit(names: Sequence[str], levels: Sequence[str]) -> bool:
     if not levels:
         return not names

@@ -16,7 +16,7 @@ import tqdm
 
 from carbrand import checks, exported, files
 from carbrand.data import local_files, photo_paths
-from carbrand.data.paths import shown
+from carbrand.data.paths import printable, shown
 from carbrand.errors import ConfigError
 from carbrand.serving.predictor import BATCH_SIZE, Failure, Photo, Prediction, Predictor
 
@@ -117,7 +117,7 @@ def _table(_: Predictor, names: Sequence[str], rows: Iterator[Row]) -> Iterator[
 
 
 def _printable(name: str) -> str:
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in shown(name))
+    return printable(shown(name))
 
 
 def _line(result: Prediction | Failure) -> str:

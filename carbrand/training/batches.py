@@ -14,7 +14,7 @@ from carbrand.data import manifest, pipeline
 from carbrand.data.preprocess import Preprocess
 from carbrand.training import features
 from carbrand.training.model import STAGES, boundary
-from carbrand.training.settings import Phase, image_sizes, inputs_at, plan
+from carbrand.training.settings import Phase, image_sizes, inputs_at, nonempty_phases
 from carbrand.training.trainer import Trainer
 
 
@@ -146,7 +146,7 @@ def frozen_features(trainer: Trainer, phase: Phase, split: str) -> tuple[np.ndar
 
 def _stored_below(trainer: Trainer, phase: Phase) -> Phase | None:
     """The phase with the most frozen layers of those that store features and keep fewer frozen than `phase`."""
-    phases = plan(trainer.manifest.splits["train"].num_examples, trainer.settings)
+    phases = nonempty_phases(trainer.manifest.splits["train"].num_examples, trainer.settings)
     depth = STAGES.index(phase.freeze_until)
     below = [other for other in phases if other.is_cached and STAGES.index(other.freeze_until) < depth]
-    return max((x for x in below if x.start < x.stop), key=lambda x: STAGES.index(x.freeze_until), default=None)
+    return max(below, key=lambda x: STAGES.index(x.freeze_until), default=None)

@@ -11,7 +11,7 @@ from carbrand.data.preprocess import Preprocess
 from carbrand.training import memory
 from carbrand.training.checkpoint import Keeping
 from carbrand.training.machine import Machine
-from carbrand.training.settings import Phase, Settings, plan
+from carbrand.training.settings import Phase, Settings, nonempty_phases
 from carbrand.training.workers import Workers
 
 TIGHT = 0.8  # share of the memory that is there beyond which it may not be enough: needs are known only about
@@ -58,7 +58,7 @@ class Case:
     @functools.cached_property
     def phases(self) -> list[Phase]:
         """Those with a step."""
-        return [phase for phase in plan(self.num_photos, self.settings) if phase.stop > phase.start]
+        return nonempty_phases(self.num_photos, self.settings)
 
     @property
     def image_sizes(self) -> list[tuple[int, int]]:

@@ -226,6 +226,11 @@ def plan(num_examples: int, settings: Settings) -> list[Phase]:
     return phases
 
 
+def nonempty_phases(num_examples: int, settings: Settings) -> list[Phase]:
+    """Those of `plan` that have a step: without `epochs`, for example, the head's is the last."""
+    return [phase for phase in plan(num_examples, settings) if phase.start < phase.stop]
+
+
 def image_sizes(phase: Phase, settings: Settings, steps_per_epoch: float) -> list[tuple[int, Preprocess]]:
     """How large the training images of a phase are: (step before which it ends, preprocess) of each part, in order."""
     sizes = settings.schedule.image_sizes if phase.name == "main" and not phase.is_cached else ()
@@ -254,7 +259,7 @@ def inputs_at(step: int | None, num_examples: int, settings: Settings) -> Inputs
       ConfigError: The run ends before that step.
     """
     schedule = settings.schedule
-    phases = [phase for phase in plan(num_examples, settings) if phase.start < phase.stop]
+    phases = nonempty_phases(num_examples, settings)
     step = phases[-1].start if step is None else step
     checks.number("step", step, at_least=0, below=phases[-1].stop, whole=True)
     phase = next(phase for phase in phases if step < phase.stop)

@@ -28,7 +28,7 @@ from carbrand.training.losses import Loss, make_objective
 from carbrand.training.model import ModelSpec, boundary, logits_model
 from carbrand.training.optimizer import OptimizerSpec, learning_rate
 from carbrand.training.progress import Profile, Progress, Quiet, check_profile
-from carbrand.training.settings import Phase, Schedule, Settings, check_unfreeze, plan, validation_steps
+from carbrand.training.settings import Phase, Schedule, Settings, check_unfreeze, nonempty_phases, validation_steps
 from carbrand.training.trainer import Trainer, build_step, build_trainer, resume, save, set_up_devices
 from carbrand.training.validation import Validator
 from carbrand.training.weights import Weights
@@ -226,9 +226,7 @@ def _check_data(data: pathlib.Path) -> manifest.Manifest:
 
 
 def _phases(trainer: Trainer) -> list[Phase]:
-    """Those with a step: without `epochs`, the head's is the last."""
-    phases = plan(trainer.manifest.splits["train"].num_examples, trainer.settings)
-    return [phase for phase in phases if phase.start < phase.stop]
+    return nonempty_phases(trainer.manifest.splits["train"].num_examples, trainer.settings)
 
 
 def _is_finished(trainer: Trainer) -> bool:
