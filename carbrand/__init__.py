@@ -24,6 +24,7 @@ _HOMES = {
     "evaluate": "carbrand.evaluation.evaluate:run",
     "export": "carbrand.serving.export:run",
     "make_dataset": "carbrand.data.pipeline",
+    "monitor": "carbrand.monitoring.monitor:run",
     "train": "carbrand.training.train:run",
     "tune": "carbrand.training.tune:run",
 }

@@ -20,7 +20,7 @@ from absl.flags import argparse_flags
 import carbrand
 from carbrand import quiet
 from carbrand.data import paths
-from carbrand.errors import CarbrandError, ConfigError
+from carbrand.errors import CarbrandError, ConfigError, GateError
 from carbrand.files import FULL_DISK
 
 _EPILOG = """the whole flow:
@@ -32,7 +32,8 @@ _EPILOG = """the whole flow:
   carbrand evaluate --run runs/first --data records
   carbrand export --run runs/first --data records --output model
   carbrand predict --model model some_photo.jpg
-  carbrand serve --model model
+  carbrand serve --model model --log predictions
+  carbrand monitor --model model --log predictions --output monitoring
 
 Bad input exits with 2, a failed gate with 3."""
 
@@ -127,6 +128,7 @@ def make_parser() -> argparse.ArgumentParser:
         _add_export,
         _add_predict,
         _add_serve,
+        _add_monitor,
     ):
         add(stages)
     return parser
@@ -783,3 +785,50 @@ def _need_serve() -> None:
         import uvicorn  # noqa: F401
     except ModuleNotFoundError as error:
         raise ConfigError(f"`carbrand serve` needs {error.name}. Run: pip install 'carbrand[serve]'") from error
+
+
+def _add_monitor(stages: argparse._SubParsersAction) -> None:
+    stage = _add_stage(
+        stages,
+        "monitor",
+        "compare what a server answered with what its model answers for held-out photos; exits with 3 if that drifted",
+        "carbrand monitor --model model --log predictions --output monitoring\n"
+        "  carbrand monitor --model model --log predictions --since 2026-11-01 --until 2026-12-01 --output november\n"
+        "  carbrand monitor --model model --log predictions --since 2026-11-01 --reference predictions --output change",
+    )
+    stage.add_argument("--model", required=True, help="folder of an exported model; or of a version, such as model/1")
+    stage.add_argument("--log", required=True, metavar="DIR", help="what `carbrand serve --log` wrote")
+    stage.add_argument("--output", required=True, metavar="DIR", help="folder for the report")
+    stage.add_argument("--since", default=None, metavar="TIME", help="only answers from this date or time on, UTC")
+    stage.add_argument("--until", default=None, metavar="TIME", help="only answers before this date or time, UTC")
+    stage.add_argument(
+        "--reference",
+        default=None,
+        metavar="LOG",
+        help="compare with this log instead of held-out photos; of the same log, with what lies before --since",
+    )
+    stage.add_argument(
+        "--labels",
+        default=None,
+        metavar="TABLE",
+        help="true brands of photos in the log (columns sha256 and brand): tells the accuracy in production",
+    )
+    stage.add_argument(
+        "--min_shift", type=float, default=None, help="share of the photos from which on a shift counts (default: 0.1)"
+    )
+    stage.set_defaults(handler=_monitor)
+
+
+def _monitor(options: argparse.Namespace) -> int:
+    from carbrand.monitoring import monitor
+
+    found = monitor.run(
+        options.model,
+        options.log,
+        options.output,
+        **_given(options, "since", "until", "reference", "labels", "min_shift"),
+    )
+    output = pathlib.Path(options.output)
+    print((output / monitor.TEXT).read_text(encoding="utf-8"), end="")
+    print(f"Report: {output / monitor.REPORT}")
+    return GateError.exit_code if found.drifted else 0

@@ -2,6 +2,7 @@
 
 model/1/saved_model.pb, variables/   the graph
 model/1/model.json                   brands, input, calibration, fingerprints, parity of all formats (the manifest)
+model/1/reference.jsonl              what it answers for held-out photos of its records, in the form of a prediction log
 model/1/float16.tflite, int8.tflite  where they were asked for
 """
 
@@ -19,6 +20,7 @@ from carbrand import checks, files
 from carbrand.errors import ConfigError, DataError
 
 MANIFEST = "model.json"
+REFERENCE = "reference.jsonl"
 _UNFINISHED = ".unfinished-"  # versions that are being written, or were when their export was killed
 FORMAT_VERSION = 2
 EXAMPLE_FEATURE = "image/encoded"  # of a tf.Example that the graph classifies

@@ -1,9 +1,14 @@
 """Pages that our modules write: their templates, in which a missing value is an error, and pictures inside them."""
 
 import base64
+import io
 from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
 
 import jinja2
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 def load(package: str, name: str, filters: Mapping[str, Callable[..., str]] | None = None) -> jinja2.Template:
@@ -29,3 +34,15 @@ def load(package: str, name: str, filters: Mapping[str, Callable[..., str]] | No
 def data_uri(content: bytes, kind: str = "jpeg") -> str:
     """A picture as the source of an <img>; `kind` is that of its media type, image/KIND."""
     return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
+
+
+def svg(figure: "Figure | None") -> str:
+    """A figure as the source of an <img>, the same in every run; "" for none."""
+    if figure is None:
+        return ""
+    import matplotlib  # here and not at the top: pages without figures need not wait for it
+
+    buffer = io.BytesIO()
+    with matplotlib.rc_context({"svg.hashsalt": "carbrand", "svg.fonttype": "none"}):
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
+    return data_uri(buffer.getvalue(), "svg+xml")

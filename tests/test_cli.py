@@ -13,7 +13,8 @@ import pytest
 
 from carbrand import cli
 
-STAGES = ("demo", "build", "verify", "preview", "doctor", "train", "tune", "evaluate", "explain", "export", "predict")
+STAGES = ("demo", "build", "verify", "preview", "doctor", "train", "tune")
+STAGES += ("evaluate", "explain", "export", "predict", "serve", "monitor")
 
 
 def carbrand(*arguments):

@@ -33,6 +33,7 @@ ROOMS = {
     | {"carbrand.exported", "carbrand.data", "carbrand.training", "carbrand.evaluation", "carbrand.serving.predictor"},
     "carbrand.serving.predict": FOUNDATION | {"carbrand.exported", "carbrand.data", "carbrand.serving.predictor"},
     "carbrand.serving.predictor": FOUNDATION | {"carbrand.exported", "carbrand.data"},
+    "carbrand.monitoring": FOUNDATION | {"carbrand.exported", "carbrand.data", "carbrand.evaluation"},
     "carbrand.demo": FOUNDATION | {"carbrand.exported"},
     "beam_jobs": FOUNDATION | {"carbrand.data"},
     "beam_jobs.predict_images": FOUNDATION
@@ -68,6 +69,7 @@ LIGHT = {
     "carbrand.data.augment": {"gin"},
     "carbrand.training.tune": {"gin"},
     "carbrand.evaluation.metrics": set(),
+    "carbrand.monitoring.monitor": set(),
     "carbrand.serving.predict": {"tensorflow"},
     "carbrand.serving.predictor": {"tensorflow"},
     "carbrand.serving.serve": {"tensorflow"},

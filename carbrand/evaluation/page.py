@@ -1,12 +1,10 @@
 """An evaluation as one HTML file that needs no network: numbers, curves, confusions, and the photos behind them."""
 
 import dataclasses
-import io
 import pathlib
 from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
-import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
@@ -93,8 +91,8 @@ def render(
         pairs=predictions.pairs(),
         errors=predictions.errors(),
         num_errors=int((probabilities.argmax(axis=1) != labels).sum()),
-        curves=_svg(_curves(list(files.read_log(run / _METRICS)))),
-        reliability=_svg(_reliability(evaluation)),
+        curves=templates.svg(_curves(list(files.read_log(run / _METRICS)))),
+        reliability=templates.svg(_reliability(evaluation)),
         config=config.read_text(encoding="utf-8") if config.is_file() else "",
     )
 
@@ -198,13 +196,3 @@ def _reliability(evaluation: Evaluation) -> Figure:
 def _points(bins: Iterable[ReliabilityBin]) -> tuple[list[float], list[float]]:
     found = list(bins)
     return [row.confidence for row in found], [row.accuracy for row in found]
-
-
-def _svg(figure: Figure | None) -> str:
-    """A figure as a data URI, the same in every run; "" for none."""
-    if figure is None:
-        return ""
-    buffer = io.BytesIO()
-    with matplotlib.rc_context({"svg.hashsalt": "carbrand", "svg.fonttype": "none"}):
-        figure.savefig(buffer, format="svg", metadata={"Date": None})
-    return templates.data_uri(buffer.getvalue(), "svg+xml")

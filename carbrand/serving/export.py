@@ -18,8 +18,9 @@ from carbrand.data import manifest
 from carbrand.data.preprocess import Preprocess
 from carbrand.errors import DataError, GateError
 from carbrand.evaluation import trained
-from carbrand.serving import lite, parity
+from carbrand.serving import lite, parity, reference
 from carbrand.serving.graph import ServingModule, network_of
+from carbrand.serving.predictor import Predictor
 from carbrand.training import checkpoint
 
 UNKNOWN_ABOVE = 0.95  # then one photo of a known brand in twenty is taken for an unknown one
@@ -84,11 +85,13 @@ def run(
             lite.write(folder / f"{name}.tflite", model, description.temperature, name, known)
         exported.write(folder, description)
         given = parity.photos(data, dataset)
-        rows = parity.compare(folder, model, description, given, formats)
+        predictor = Predictor(folder)
+        rows = parity.compare(predictor, model, given, formats)
         log.info("%s", parity.table(rows, len(given)))
         failures = parity.failures(rows)
         if failures:
             raise GateError(f"{output}: {failures}. Nothing was exported.")
+        reference.write(folder, predictor, data, dataset)
         exported.write(folder, dataclasses.replace(description, formats=tuple(rows)))
     return exported.find(output)
 

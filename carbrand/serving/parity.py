@@ -16,7 +16,7 @@ from carbrand.data import images, manifest, records
 from carbrand.data.preprocess import Preprocess
 from carbrand.data.reader import RecordReader
 from carbrand.errors import DataError
-from carbrand.exported import Exported, Format
+from carbrand.exported import Format
 from carbrand.serving import lite
 from carbrand.serving.predictor import Failure, Predictor
 from carbrand.training import temperature
@@ -72,10 +72,9 @@ def network_inputs(preprocess: Preprocess, encoded: Sequence[bytes]) -> NDArray[
     return np.stack([preprocess(tf.constant(photo)).numpy() for photo in encoded])
 
 
-def compare(
-    folder: pathlib.Path, model: keras.Model, description: Exported, given: Sequence[bytes], formats: Sequence[str]
-) -> list[Format]:
-    """Each format in `folder` against `model`, as evaluation uses it, on the photos `given`."""
+def compare(predictor: Predictor, model: keras.Model, given: Sequence[bytes], formats: Sequence[str]) -> list[Format]:
+    """The SavedModel of `predictor`, and each format beside it, against `model`, as evaluation uses it, on `given`."""
+    folder, description = predictor.folder, predictor.description
     normalised = [
         images.normalise(
             photo, resize_short_px=description.resize_short_px, jpeg_quality=description.jpeg_quality
@@ -86,7 +85,7 @@ def compare(
     to_logits = logits_model(model)
     rows = [to_logits(inputs[start : start + _BATCH], training=False) for start in range(0, len(inputs), _BATCH)]
     expected = temperature.probabilities(np.concatenate(rows), description.temperature)
-    answers = {"saved_model": _of_saved_model(folder, given, normalised)}
+    answers = {"saved_model": _of_saved_model(predictor, given, normalised)}
     for name in formats:
         answers[name] = [lite.predict(folder / f"{name}.tflite", inputs)]
     return [_row(folder, name, expected, found) for name, found in answers.items()]
@@ -134,14 +133,13 @@ def _files_of_saved_model(folder: pathlib.Path) -> list[pathlib.Path]:
 
 
 def _of_saved_model(
-    folder: pathlib.Path, given: Sequence[bytes], normalised: Sequence[bytes]
+    predictor: Predictor, given: Sequence[bytes], normalised: Sequence[bytes]
 ) -> list[NDArray[np.floating]]:
     """Probabilities by every way into the SavedModel: our Predictor, encoded photos, pixels."""
-    predictor = Predictor(folder)
     results = predictor.predict(given)
     failed = [result.reason for result in results if isinstance(result, Failure)]
     if failed:
-        raise DataError(f"{folder}: the exported graph cannot read a photo of the records: {failed[0]}.")
+        raise DataError(f"{predictor.folder}: the exported graph cannot read a photo of the records: {failed[0]}.")
     signatures = predictor.signatures
     decoded = (tf.io.decode_image(photo, channels=3, expand_animations=False) for photo in normalised)
     return [

@@ -9,7 +9,7 @@ import pytest
 import scipy.special
 import tensorflow as tf
 
-from carbrand import exported
+from carbrand import exported, files
 from carbrand.data import manifest
 from carbrand.data.preprocess import Preprocess
 from carbrand.errors import ConfigError, DataError, GateError
@@ -43,6 +43,18 @@ def test_manifest_holds_what_prediction_needs(tiny_model, drawn_records):
     assert description.brands == dataset.brands
     assert description.resize_short_px == dataset.resize_short_px == 96
     assert description.facts["trained_on"] == dataset.fingerprint
+
+
+def test_an_export_holds_what_it_answers_for_test_photos(tiny_model, drawn_photos, drawn_records):
+    rows = list(files.read_jsonl(tiny_model / exported.REFERENCE))
+    assert len(rows) == manifest.load(drawn_records).splits["test"].num_examples
+    path_of = {files.sha256_of_file(path): path for path in drawn_photos.rglob("*.jpg")}
+    paths = [path_of[row["sha256"]] for row in rows]
+    for row, path, answer in zip(rows, paths, Predictor(tiny_model).predict(paths), strict=True):
+        assert (row["label"], row["brand"]) == (path.parent.name, answer.brand)
+        assert row["probability"] == pytest.approx(answer.probability, rel=1e-5)
+        with PIL.Image.open(path) as image:
+            assert (row["width"], row["height"]) == image.size
 
 
 def test_weights_of_an_export_load_into_a_model(tiny_model, tiny_run):

@@ -23,6 +23,7 @@ from running_server import serving
 
 from carbrand import exported
 from carbrand.errors import ConfigError, DataError
+from carbrand.monitoring import monitor
 from carbrand.serving import serve
 from carbrand.serving.predictor import Predictor
 
@@ -344,6 +345,8 @@ def test_every_answer_is_logged(tiny_model, photos, expected, tmp_path):
     assert rows[3]["error"].startswith("not_an_image")
     assert {"time", "sha256", "bytes", "model_version", "unknown_score", "width", "mean_rgb"} <= rows[0].keys()
     assert (tmp_path / "photos" / rows[0]["sha256"][:2] / rows[0]["sha256"]).read_bytes() == photos[0]
+    found = monitor.run(tiny_model, tmp_path, tmp_path / "monitoring")
+    assert (found.facts["photos"], found.failures) == (3, {"not_an_image": 1})
 
 
 def test_a_key_is_asked_for(tiny_model, photos):

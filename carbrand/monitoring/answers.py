@@ -1,0 +1,192 @@
+"""A prediction log -> columns: what was answered for each photo, and what is known of the photo."""
+
+import collections
+import dataclasses
+import datetime
+import os
+import pathlib
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from carbrand import files
+from carbrand.errors import ConfigError, DataError
+
+_LOGS = "*.jsonl"
+
+
+@dataclasses.dataclass(frozen=True)
+class Answers:
+    """The answers of one version of a model, one for each different photo: the first one.
+
+    Attributes:
+      time: [N] when, UTC; not a time where the row does not say it.
+      sha256: [N] of the photo.
+      brand: [N] that was predicted.
+      probability: [N] of that brand, calibrated, 0 to 1.
+      is_unknown: [N] bool, whether the photo was called unknown.
+      width: [N] pixels, as it was sent; `height` too.
+      height: [N].
+      mean_rgb: [N, 3] mean colour, 0 to 255.
+      label: [N] true brands, "" where it is not known.
+      days: Answers and failures by day, repeated photos included.
+      failures: Photos without a prediction, by the code of the reason.
+      repeated: Answers for photos that had been seen before.
+      other_versions: Answers of other versions of the model.
+      unreadable: Lines that are no answers.
+    """
+
+    time: NDArray[np.datetime64]
+    sha256: NDArray[np.str_]
+    brand: NDArray[np.str_]
+    probability: NDArray[np.floating]
+    is_unknown: NDArray[np.bool_]
+    width: NDArray[np.integer]
+    height: NDArray[np.integer]
+    mean_rgb: NDArray[np.floating]
+    label: NDArray[np.str_]
+    days: dict[str, collections.Counter[str]]
+    failures: dict[str, int]
+    repeated: int
+    other_versions: int
+    unreadable: int
+
+    def __len__(self) -> int:
+        return len(self.brand)
+
+
+@dataclasses.dataclass(frozen=True)
+class Period:
+    """From `since` on, before `until`; None: without such an end."""
+
+    since: datetime.datetime | None = None
+    until: datetime.datetime | None = None
+
+    @classmethod
+    def parse(cls, since: str | None, until: str | None) -> "Period":
+        """Dates or times in ISO 8601, in UTC where they name no zone; ConfigError if they are none."""
+        period = cls(_time("--since", since), _time("--until", until))
+        if period.since and period.until and period.since >= period.until:
+            raise ConfigError(f"--since={since} --until={until}: no time lies between. Name an earlier one first.")
+        return period
+
+    def __contains__(self, time: datetime.datetime | None) -> bool:
+        if time is None:
+            return self.since is None and self.until is None
+        return (self.since is None or time >= self.since) and (self.until is None or time < self.until)
+
+
+def read(log: str | os.PathLike[str], *, version: int | None, period: Period) -> Answers:
+    """The answers in a log.
+
+    Args:
+      log: A folder of .jsonl files as `PredictionLog` writes them, or one such file.
+      version: Of the model; rows that do not name theirs count too. None: any.
+      period: Of which rows are taken.
+
+    Raises:
+      DataError: There is no log, or nothing in it.
+    """
+    kept: dict[str, dict[str, Any]] = {}
+    counts: collections.Counter[str] = collections.Counter()
+    failures: collections.Counter[str] = collections.Counter()
+    days: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
+    for row in _rows(log):
+        try:
+            time = _time_of(row)
+            if time not in period:
+                continue
+            if version is not None and row.get("model_version", version) != version:
+                counts["other_versions"] += 1
+                continue
+            answer = None if "error" in row else _answer(row, time)
+        except (KeyError, TypeError, ValueError):
+            counts["unreadable"] += 1
+            continue
+        day = days[f"{time:%Y-%m-%d}" if time else ""]
+        if answer is None:
+            day["failures"] += 1
+            failures[str(row["error"]).partition(":")[0]] += 1
+        else:
+            day["answers"] += 1
+            counts["repeated"] += answer["sha256"] in kept
+            kept.setdefault(answer["sha256"], answer)
+    if not kept and not failures:
+        raise DataError(f"{log}: {_why_empty(counts, version)}")
+    columns = {name: [answer[name] for answer in kept.values()] for name in _DTYPES}
+    return Answers(
+        **{name: np.array(values, _DTYPES[name]) for name, values in columns.items()},
+        days=dict(sorted(days.items())),
+        failures=dict(failures.most_common()),
+        repeated=counts["repeated"],
+        other_versions=counts["other_versions"],
+        unreadable=counts["unreadable"],
+    )
+
+
+_DTYPES: dict[str, Any] = {
+    "time": "datetime64[ms]",
+    "sha256": str,
+    "brand": str,
+    "probability": float,
+    "is_unknown": bool,
+    "width": int,
+    "height": int,
+    "mean_rgb": float,
+    "label": str,
+}
+
+
+def _time_of(row: dict[str, Any]) -> datetime.datetime | None:
+    """When a row was written, UTC; None if it does not say it, as those of a reference."""
+    return datetime.datetime.fromisoformat(row["time"]).astimezone(datetime.UTC) if "time" in row else None
+
+
+def _answer(row: dict[str, Any], time: datetime.datetime | None) -> dict[str, Any]:
+    """The columns of a row; KeyError, TypeError or ValueError if it is no answer."""
+    red, green, blue = map(float, row["mean_rgb"])
+    if not (0 <= row["probability"] <= 1 and min(row["width"], row["height"]) > 0):
+        raise ValueError("no probability, or no photo")
+    return {
+        "time": time and time.replace(tzinfo=None),
+        "sha256": str(row["sha256"]),
+        "brand": str(row["brand"]),
+        "probability": float(row["probability"]),
+        "is_unknown": bool(row["is_unknown"]),
+        "width": int(row["width"]),
+        "height": int(row["height"]),
+        "mean_rgb": (red, green, blue),
+        "label": str(row.get("label", "")),
+    }
+
+
+def _rows(log: str | os.PathLike[str]) -> Iterator[dict[str, Any]]:
+    """All rows of a log's files, in the order in which they were begun; without lines that are cut off."""
+    path = pathlib.Path(log)
+    if not path.exists():
+        raise DataError(f"{log}: no such log. Write one with `carbrand serve --log {log}`.")
+    for file in sorted(path.glob(_LOGS)) if path.is_dir() else [path]:
+        yield from files.read_log(file)
+
+
+def _why_empty(counts: collections.Counter[str], version: int | None) -> str:
+    if counts["other_versions"]:
+        return (
+            f"holds no answer of version {version} in this time, but {counts['other_versions']} of others. "
+            "Name the folder of a version, such as model/1."
+        )
+    if counts["unreadable"]:
+        return f"holds {counts['unreadable']} lines that are no answers of `carbrand serve --log`. Name such a log."
+    return "holds no answer in this time. Name another --since or --until, or another log."
+
+
+def _time(name: str, text: str | None) -> datetime.datetime | None:
+    if text is None:
+        return None
+    try:
+        time = datetime.datetime.fromisoformat(text)
+    except ValueError:
+        raise ConfigError(f"{name}={text}: is no date or time. Write 2026-11-30, or 2026-11-30T18:00+01:00.") from None
+    return time if time.tzinfo else time.replace(tzinfo=datetime.UTC)

@@ -1,0 +1,180 @@
+"""A prediction log against what its model answers for held-out photos: a folder with a report, and what has drifted.
+
+monitor.html   to look at: see `page`
+monitor.txt    the same for the terminal
+monitor.json   the numbers; written last, so its presence marks a complete report
+"""
+
+import collections
+import dataclasses
+import os
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from carbrand import checks, exported, files
+from carbrand.data import brands as brand_names
+from carbrand.data import local_files, tables
+from carbrand.errors import ConfigError, DataError
+from carbrand.evaluation.bootstrap import wilson_interval
+from carbrand.monitoring import answers, drift, page, text
+from carbrand.monitoring.answers import Answers, Period
+from carbrand.monitoring.results import Accuracy, BrandShare, Day, Monitoring
+
+FORMAT_VERSION = 1
+REPORT, TEXT, FILE_NAME = "monitor.html", "monitor.txt", "monitor.json"
+BY_CHANCE = "by chance"  # why a photo was chosen for labelling: of the others, the share of errors says little
+
+
+def run(
+    model_dir: str | os.PathLike[str],
+    log: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    *,
+    since: str | None = None,
+    until: str | None = None,
+    reference: str | os.PathLike[str] | None = None,
+    labels: str | os.PathLike[str] | None = None,
+    min_shift: float = drift.MIN_SHIFT,
+) -> Monitoring:
+    """Compares the answers of a model in production with those for held-out photos of its own records.
+
+    Args:
+      model_dir: An exported model; the answers of its newest version, or of the version whose folder it is, count.
+      log: What `carbrand serve --log` wrote.
+      output: The folder for the report.
+      since: Only answers from this date or time on (ISO 8601; UTC if it names no zone).
+      until: Only answers before it.
+      reference: A log to compare with instead; of the same one, what lies before `since`.
+      labels: A table with the columns sha256 and brand: the true brands of photos in the log, as `review` asks for.
+      min_shift: From which on a shift counts, 0 to 1; see `drift`.
+
+    Returns:
+      What was found; `drifted` says what has changed.
+
+    Raises:
+      ConfigError: `output` is no folder, `since` or `until` no time, or `min_shift` no share.
+      DataError: The model, the log or the reference is not there, or holds nothing.
+    """
+    checks.folder("--output", output)
+    checks.number("--min_shift", min_shift, at_least=0, at_most=1)
+    period = Period.parse(since, until)
+    version = exported.find(model_dir)
+    number = int(version.name) if version.name.isdecimal() else None
+    now = _with_photos(answers.read(log, version=number, period=period), log)
+    before = _with_photos(_reference(version, log, reference, number, period), reference or version)
+    truth = {} if labels is None else _labels(labels)
+    found = Monitoring(
+        facts=_facts(version, log, reference, period, now, before),
+        shifts=drift.shifts(before, now, min_shift),
+        min_shift=min_shift,
+        smallest_visible=drift.smallest_visible(len(before), len(now)),
+        expected_accuracy=float(now.probability.mean()),
+        reference_confidence=float(before.probability.mean()),
+        reference_accuracy=_accuracy(before, dict(zip(before.sha256, before.label, strict=True))),
+        accuracy=_accuracy(now, truth),
+        brands=_brands(exported.load(version).brands, before, now),
+        days=_days(now),
+        failures=now.failures,
+    )
+    _write(pathlib.Path(output), found, before, now)
+    return found
+
+
+def _reference(
+    version: pathlib.Path,
+    log: str | os.PathLike[str],
+    reference: str | os.PathLike[str] | None,
+    number: int | None,
+    period: Period,
+) -> Answers:
+    if reference is None:
+        path = version / exported.REFERENCE
+        if not path.exists():
+            raise DataError(f"{path}: not there, as an older carbrand exported it. Export again, or give --reference.")
+        return answers.read(path, version=None, period=Period())
+    if not pathlib.Path(reference).exists() or not pathlib.Path(reference).samefile(log):
+        return answers.read(reference, version=number, period=Period())
+    if period.since is None:
+        raise ConfigError(f"--reference={reference}: is the log itself. Give --since: before it is the reference.")
+    return answers.read(reference, version=number, period=Period(until=period.since))
+
+
+def _with_photos(found: Answers, where: str | os.PathLike[str]) -> Answers:
+    if not len(found):
+        raise DataError(f"{where}: holds {sum(found.failures.values())} failures and no prediction. Look at them.")
+    return found
+
+
+def _labels(path: str | os.PathLike[str]) -> dict[str, str]:
+    """The true brand of photos, by SHA-256; of a review, those of photos that were drawn by chance."""
+    with local_files.open(str(path)) as file:
+        rows = [row.values for row in tables.read(str(path), file)]
+    if rows and not {"sha256", "brand"} <= rows[0].keys():
+        raise DataError(f"{path}: has no columns sha256 and brand. Name a table that has both.")
+    return {
+        row["sha256"]: brand_names.normalise(row["brand"])
+        for row in rows
+        if row["brand"] and row.get("chosen", BY_CHANCE) == BY_CHANCE
+    }
+
+
+def _accuracy(found: Answers, truth: Mapping[str, str]) -> Accuracy | None:
+    """Over the photos whose true brand is known; None if none is."""
+    right = [truth[photo] == brand for photo, brand in zip(found.sha256, found.brand, strict=True) if truth.get(photo)]
+    if not right:
+        return None
+    return Accuracy(sum(right) / len(right), wilson_interval(sum(right), len(right)), len(right))
+
+
+def _brands(names: Sequence[str], before: Answers, now: Answers) -> list[BrandShare]:
+    counts = [collections.Counter(found.brand.tolist()) for found in (before, now)]
+    rows = [
+        BrandShare(name, counts[0][name] / len(before), counts[1][name] / len(now), counts[1][name]) for name in names
+    ]
+    return sorted(rows, key=lambda row: -abs(row.now - row.before))
+
+
+def _days(now: Answers) -> list[Day]:
+    dates = np.datetime_as_string(now.time, "D")
+    days = []
+    for date, counts in now.days.items():
+        are_of = dates == (date or "NaT")
+        means = [float(values[are_of].mean()) if are_of.any() else None for values in (now.probability, now.is_unknown)]
+        days.append(Day(date, counts["answers"], counts["failures"], *means))
+    return days
+
+
+def _facts(
+    version: pathlib.Path,
+    log: str | os.PathLike[str],
+    reference: str | os.PathLike[str] | None,
+    period: Period,
+    now: Answers,
+    before: Answers,
+) -> dict[str, Any]:
+    known = now.time[~np.isnat(now.time)]
+    first, last = (str(known.min()), str(known.max())) if len(known) else (None, None)
+    return {
+        "model": str(version),
+        "log": str(log),
+        "reference": str(reference or version / exported.REFERENCE),
+        "since": period.since and period.since.isoformat(),
+        "until": period.until and period.until.isoformat(),
+        "first answer": first,
+        "last answer": last,
+        "photos": len(now),
+        "photos of the reference": len(before),
+        "repeated answers left out": now.repeated,
+        "answers of other versions left out": now.other_versions,
+        "lines that could not be read": now.unreadable,
+    }
+
+
+def _write(output: pathlib.Path, found: Monitoring, before: Answers, now: Answers) -> None:
+    (output / FILE_NAME).unlink(missing_ok=True)
+    files.write_text(output / REPORT, page.render(found, before, now))
+    files.write_text(output / TEXT, text.render(found))
+    files.write_json(output / FILE_NAME, {"format_version": FORMAT_VERSION, **dataclasses.asdict(found)})

@@ -1,0 +1,108 @@
+import dataclasses
+
+import logs
+import numpy as np
+import pytest
+import scipy.stats
+
+from carbrand.monitoring import answers, drift
+from carbrand.monitoring.answers import Period
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    """Answers for 4,000 photos that are alike, but for chance."""
+    rng = np.random.default_rng(0)
+    rows = (
+        logs.row(
+            number,
+            brand=str(rng.choice(["audi", "bmw", "tata"], p=[0.6, 0.3, 0.1])),
+            probability=float(rng.beta(5, 2)),
+            is_unknown=bool(rng.random() < 0.05),
+            width=int(rng.integers(200, 900)),
+            height=int(rng.choice([200, 300, 600])),
+            mean_rgb=rng.integers(0, 256, 3).tolist(),
+        )
+        for number in range(4000)
+    )
+    return answers.read(logs.write(tmp_path_factory.mktemp("log"), rows), version=1, period=Period())
+
+
+def some(photos, numbers, **changes):
+    columns = {
+        field.name: getattr(photos, field.name)[numbers]
+        for field in dataclasses.fields(photos)
+        if isinstance(getattr(photos, field.name), np.ndarray)
+    }
+    return dataclasses.replace(photos, **columns | changes)
+
+
+def test_shift_of_classes_by_hand():
+    before, now = np.array(["a"] * 6 + ["b"] * 4), np.array(["a"] * 2 + ["b"] * 2 + ["c"] * 4)
+    size, p_value = drift.total_variation(before, now, np.random.default_rng(0))
+    assert size == pytest.approx(0.5)  # 0.6, 0.4, 0 against 0.25, 0.25, 0.5
+    # Of the C(18, 8) ways to draw 8 of the 18, counted one by one, so many are at least 0.5 apart.
+    exact = sum(
+        scipy.stats.multivariate_hypergeom.pmf((a, b, 8 - a - b), (8, 6, 4), 8)
+        for a in range(9)
+        for b in range(9 - a)
+        if max(a - 8, b - 6, 8 - a - b - 4) <= 0
+        and (abs((8 - a) / 10 - a / 8) + abs((6 - b) / 10 - b / 8) + abs((a + b - 4) / 10 - (8 - a - b) / 8)) / 2
+        >= 0.5 - 1e-9
+    )
+    assert p_value == pytest.approx(exact, abs=0.01)
+
+
+def test_equal_photos_have_no_shift(photos):
+    found = drift.shifts(photos, photos)
+    assert [shift.size for shift in found] == [0.0] * drift.NUM_SIGNALS
+    assert not any(shift.has_drifted for shift in found)
+
+
+def test_chance_alone_is_hardly_ever_called_a_drift(photos):
+    rng = np.random.default_rng(1)
+    alarms = 0
+    for seed in range(100):
+        numbers = rng.permutation(len(photos))[:250]
+        found = drift.shifts(some(photos, numbers[:150]), some(photos, numbers[150:]), 0.0, seed=seed)
+        alarms += any(shift.has_drifted for shift in found)
+    assert alarms <= 10  # of 5 that are expected at most; more than 10 come once in 60 tests of a right method
+
+
+@pytest.mark.parametrize(
+    ("signal", "change"),
+    [
+        ("brand", lambda part: {"brand": np.where(np.arange(len(part)) % 4 == 0, "tata", part.brand)}),
+        ("unknown", lambda part: {"is_unknown": np.arange(len(part)) % 4 == 0}),
+        ("confidence", lambda part: {"probability": part.probability * 0.8}),
+        ("brightness", lambda part: {"mean_rgb": part.mean_rgb * 0.7}),
+        ("red less blue", lambda part: {"mean_rgb": part.mean_rgb + np.array([60, 0, -60])}),
+        ("short side, px", lambda part: {"width": part.width // 2, "height": part.height // 2}),
+        ("width / height", lambda part: {"width": part.height, "height": part.width}),
+    ],
+)
+def test_a_change_of_one_signal_is_found(photos, signal, change):
+    rng = np.random.default_rng(2)
+    numbers = rng.permutation(len(photos))
+    part = some(photos, numbers[:1000])
+    found = {
+        shift.signal: shift for shift in drift.shifts(some(photos, numbers[1000:2000]), some(part, ..., **change(part)))
+    }
+    assert found[signal].has_drifted
+    assert found[signal].size == max(shift.size for shift in found.values())
+
+
+def test_a_shift_that_is_small_does_not_count_however_sure_it_is(photos):
+    darker = some(photos, ..., mean_rgb=photos.mean_rgb * 0.95)
+    of = {shift.signal: shift for shift in drift.shifts(photos, darker, min_shift=0.1)}
+    assert of["brightness"].p_value < 1e-4
+    assert not of["brightness"].has_drifted
+    assert {s.signal: s for s in drift.shifts(photos, darker, min_shift=0.02)}["brightness"].has_drifted
+
+
+def test_the_smallest_visible_shift_is_that_of_the_test():
+    size = drift.smallest_visible(300, 500)
+    before, now = np.arange(300), np.arange(500) * 0.6
+    now[: round(size * 500)] = -1  # so many are below all of `before`
+    p_value = scipy.stats.ks_2samp(before, now, method="asymp").pvalue
+    assert p_value == pytest.approx(drift.ALPHA / drift.NUM_SIGNALS, rel=0.25)

@@ -1,0 +1,119 @@
+import json
+import re
+
+import logs
+import pytest
+
+from carbrand import cli, exported
+from carbrand.errors import ConfigError, DataError
+from carbrand.monitoring import monitor
+
+DARK = {"mean_rgb": [10, 10, 10]}
+
+
+@pytest.fixture
+def model(tmp_path):
+    """As much of an export as monitoring looks at: its manifest, and answers for 60 photos, half of them right."""
+    version = tmp_path / "model" / "1"
+    shape = {"model": {}, "preprocess": {}, "resize_short_px": 256, "jpeg_quality": 95, "variables": ()}
+    exported.write(
+        version, exported.Exported(brands=("audi", "bmw"), **shape, temperature=1.0, unknown_above=0.95, facts={})
+    )
+    rows = [logs.row(1000 + n, label=("audi", "bmw")[n % 2], mean_rgb=[100 + n] * 3) for n in range(60)]
+    logs.write(version, [{k: v for k, v in row.items() if k != "time"} for row in rows], exported.REFERENCE)
+    return version.parent
+
+
+def alike(numbers, **changes):
+    return [logs.row(n, **{"mean_rgb": [100 + n % 60] * 3, **changes}) for n in numbers]
+
+
+def test_photos_like_those_of_the_records_have_not_drifted(model, tmp_path):
+    found = monitor.run(model, logs.write(tmp_path / "log", alike(range(60))), tmp_path / "out")
+    assert found.drifted == []
+    assert [shift.size for shift in found.shifts] == [0.0] * 7
+    assert found.reference_accuracy.value == 0.5
+    assert found.accuracy is None
+    written = json.loads((tmp_path / "out" / "monitor.json").read_text())
+    assert written["shifts"][0]["size"] == 0.0
+    assert "No signal has drifted" in (tmp_path / "out" / "monitor.txt").read_text()
+
+
+def test_what_has_drifted_is_told_and_ends_with_exit_code_3(model, tmp_path, capsys):
+    logs.write(tmp_path / "log", alike(range(60), **DARK, brand="bmw"))
+    arguments = ["monitor", "--model", model, "--log", tmp_path / "log", "--output", tmp_path / "out"]
+    assert cli._run(cli._parse(["carbrand", *map(str, arguments)])) == 3
+    told = capsys.readouterr().out
+    assert "Drifted, 2 of 7 signals: brand (100.0 %), brightness (100.0 %)." in told
+    assert re.search(r"brightness +DRIFTED +100.0 +< 0.001 +130 +10\n", told)
+    assert re.search(r"bmw +60 +0.0 +100.0\n", told)
+
+
+def test_a_period_of_a_log_is_held_against_what_was_before_it(model, tmp_path):
+    logs.write(tmp_path / "log", alike(range(200), **DARK))  # ten a day, from the first to the 20th
+    since = {"since": "2026-11-11", "reference": tmp_path / "log"}
+    found = monitor.run(model, tmp_path / "log", tmp_path / "out", **since)
+    assert (found.facts["photos"], found.facts["photos of the reference"]) == (100, 100)
+    assert found.drifted == []
+    assert [day.date for day in found.days] == [f"2026-11-{day}" for day in range(11, 21)]
+    with pytest.raises(ConfigError, match="is the log itself. Give --since: before it is the reference"):
+        monitor.run(model, tmp_path / "log", tmp_path / "out", reference=tmp_path / "log")
+
+
+def test_another_log_can_be_the_reference(model, tmp_path):
+    for name in ("log", "old"):
+        logs.write(tmp_path / name, alike(range(60), **DARK))
+    found = monitor.run(model, tmp_path / "log", tmp_path / "out", reference=tmp_path / "old")
+    assert found.drifted == []
+    assert found.reference_accuracy is None
+
+
+def test_true_brands_give_the_accuracy(model, tmp_path):
+    logs.write(tmp_path / "log", alike(range(60)))
+    lines = [f"{n:064x},{'Audi' if n < 6 else 'BMW'}" for n in range(8)] + [f"{9:064x},", f"{999:064x},audi"]
+    (tmp_path / "labels.csv").write_text("\n".join(["sha256,brand", *lines]))
+    found = monitor.run(model, tmp_path / "log", tmp_path / "out", labels=tmp_path / "labels.csv")
+    assert (found.accuracy.value, found.accuracy.photos) == (0.75, 8)
+    assert found.accuracy.interval.low == pytest.approx(0.4093, abs=1e-4)  # Wilson's of 6 of 8, by hand
+    (tmp_path / "labels.csv").write_text("path,brand\na,audi\n")
+    with pytest.raises(DataError, match="has no columns sha256 and brand. Name a table that has both"):
+        monitor.run(model, tmp_path / "log", tmp_path / "out", labels=tmp_path / "labels.csv")
+
+
+def test_days_tell_how_it_changed(model, tmp_path):
+    rows = [logs.row(1), logs.row(1), logs.row(21, probability=0.9, is_unknown=True), logs.row(2, probability=0.7)]
+    failed = {"time": rows[0]["time"], "sha256": "0", "error": "too_large: 9 GB"}
+    found = monitor.run(model, logs.write(tmp_path / "log", [*rows, failed]), tmp_path / "out")
+    first, second = found.days
+    assert (first.date, first.answers, first.failures, first.unknown) == ("2026-11-02", 3, 1, 0.5)
+    assert first.confidence == pytest.approx(0.7)
+    assert (second.date, second.answers, second.failures) == ("2026-11-03", 1, 0)
+    assert found.failures == {"too_large": 1}
+
+
+def test_the_page_needs_no_network_and_has_every_part(model, tmp_path):
+    logs.write(tmp_path / "log", [*alike(range(60), **DARK), {**logs.row(1), "error": "<b>not</b>: x"}])
+    monitor.run(model, tmp_path / "log", tmp_path / "out")
+    html = (tmp_path / "out" / "monitor.html").read_text()
+    assert re.findall(r'(?:src|href)="(?!data:)[^"]*', html) == []
+    assert re.findall(r'<section id="(\w+)"', html) == ["signals", "brands", "days", "failures"]
+    assert "&lt;b&gt;not&lt;/b&gt;" in html
+    assert '<tr class="bad"><td>brightness</td>' in html
+
+
+def test_a_model_of_an_older_carbrand_needs_a_reference(model, tmp_path):
+    (model / "1" / exported.REFERENCE).unlink()
+    logs.write(tmp_path / "log", alike(range(60)))
+    with pytest.raises(DataError, match=r"reference.jsonl: not there, as an older carbrand exported it. Export again"):
+        monitor.run(model, tmp_path / "log", tmp_path / "out")
+
+
+def test_bad_input_is_named_before_anything_is_written(model, tmp_path):
+    logs.write(tmp_path / "log", [{**logs.row(1), "error": "x"}])
+    with pytest.raises(DataError, match="log: holds 1 failures and no prediction. Look at them"):
+        monitor.run(model, tmp_path / "log", tmp_path / "out")
+    with pytest.raises(ConfigError, match="--min_shift=2: give a number at least 0 and at most 1"):
+        monitor.run(model, tmp_path / "log", tmp_path / "out", min_shift=2)
+    with pytest.raises(DataError, match="no such folder. Make it with `carbrand export"):
+        monitor.run(tmp_path / "none", tmp_path / "log", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
