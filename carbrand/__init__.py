@@ -25,6 +25,7 @@ _HOMES = {
     "export": "carbrand.serving.export:run",
     "make_dataset": "carbrand.data.pipeline",
     "monitor": "carbrand.monitoring.monitor:run",
+    "review": "carbrand.monitoring.review:run",
     "train": "carbrand.training.train:run",
     "tune": "carbrand.training.tune:run",
 }

@@ -34,6 +34,7 @@ _EPILOG = """the whole flow:
   carbrand predict --model model some_photo.jpg
   carbrand serve --model model --log predictions
   carbrand monitor --model model --log predictions --output monitoring
+  carbrand review --model model --log predictions --output to_label
 
 Bad input exits with 2, a failed gate with 3."""
 
@@ -129,6 +130,7 @@ def make_parser() -> argparse.ArgumentParser:
         _add_predict,
         _add_serve,
         _add_monitor,
+        _add_review,
     ):
         add(stages)
     return parser
@@ -799,8 +801,7 @@ def _add_monitor(stages: argparse._SubParsersAction) -> None:
     stage.add_argument("--model", required=True, help="folder of an exported model; or of a version, such as model/1")
     stage.add_argument("--log", required=True, metavar="DIR", help="what `carbrand serve --log` wrote")
     stage.add_argument("--output", required=True, metavar="DIR", help="folder for the report")
-    stage.add_argument("--since", default=None, metavar="TIME", help="only answers from this date or time on, UTC")
-    stage.add_argument("--until", default=None, metavar="TIME", help="only answers before this date or time, UTC")
+    _add_period(stage)
     stage.add_argument(
         "--reference",
         default=None,
@@ -819,6 +820,11 @@ def _add_monitor(stages: argparse._SubParsersAction) -> None:
     stage.set_defaults(handler=_monitor)
 
 
+def _add_period(stage: argparse.ArgumentParser) -> None:
+    stage.add_argument("--since", default=None, metavar="TIME", help="only answers from this date or time on, UTC")
+    stage.add_argument("--until", default=None, metavar="TIME", help="only answers before this date or time, UTC")
+
+
 def _monitor(options: argparse.Namespace) -> int:
     from carbrand.monitoring import monitor
 
@@ -832,3 +838,39 @@ def _monitor(options: argparse.Namespace) -> int:
     print((output / monitor.TEXT).read_text(encoding="utf-8"), end="")
     print(f"Report: {output / monitor.REPORT}")
     return GateError.exit_code if found.drifted else 0
+
+
+def _add_review(stages: argparse._SubParsersAction) -> None:
+    stage = _add_stage(
+        stages,
+        "review",
+        "choose photos for a person to look at: of a server's log to be labelled, or of records with doubtful labels",
+        "carbrand review --model model --log predictions --output to_label      # then open to_label/review.html\n"
+        "  carbrand review --model model --data records --output doubtful",
+    )
+    stage.add_argument("--model", required=True, help="folder of an exported model")
+    source = stage.add_mutually_exclusive_group(required=True)
+    source.add_argument(
+        "--log",
+        metavar="DIR",
+        help="what `carbrand serve --log --keep_photos` wrote: photos chosen by chance, unsure and unknown ones",
+    )
+    source.add_argument("--data", metavar="RECORDS", help="records: photos whose labels the others contradict")
+    stage.add_argument("--output", required=True, metavar="DIR", help="new folder for review.html, review.csv, photos")
+    stage.add_argument("--photos", type=int, default=None, metavar="N", help="at most so many (default: 100)")
+    _add_period(stage)
+    stage.add_argument("--seed", type=int, default=None, help="of the photos chosen by chance (default: 0)")
+    stage.set_defaults(handler=_review)
+
+
+def _review(options: argparse.Namespace) -> int:
+    if options.data is not None:
+        _load_tensorflow()
+    from carbrand.monitoring import review
+
+    given = _given(options, "log", "data", "since", "until", "seed")
+    if options.photos is not None:
+        given["num_photos"] = options.photos
+    found = review.run(options.model, options.output, **given)
+    print(f"Review, {len(found)} photos: {pathlib.Path(options.output) / review.PAGE}")
+    return 0

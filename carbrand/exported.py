@@ -105,6 +105,11 @@ def find(folder: str | os.PathLike[str]) -> pathlib.Path:
     return folder / str(found[-1])
 
 
+def number_of(version_folder: pathlib.Path) -> int | None:
+    """The number of a version; None if its folder has another name."""
+    return int(version_folder.name) if version_folder.name.isdecimal() else None
+
+
 def load(folder: str | os.PathLike[str]) -> Exported:
     """Reads the manifest of the version that `find` finds.
 

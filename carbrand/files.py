@@ -139,16 +139,17 @@ def read_log(path: str | os.PathLike[str], containing: bytes = b"") -> Iterator[
       path: Of the file.
       containing: What the lines of the rows contain; the others are not parsed.
     """
-    path = pathlib.Path(path)
-    lines = path.read_bytes().splitlines() if path.exists() else []
-    for line in lines:
-        if containing in line:
-            try:
-                row = json.loads(line)
-            except ValueError:
-                continue
-            if isinstance(row, dict):
-                yield row
+    if not pathlib.Path(path).exists():
+        return
+    with pathlib.Path(path).open("rb") as file:
+        for line in file:
+            if containing in line:
+                try:
+                    row = json.loads(line)
+                except ValueError:
+                    continue
+                if isinstance(row, dict):
+                    yield row
 
 
 @contextlib.contextmanager

@@ -14,7 +14,7 @@ import pytest
 from carbrand import cli
 
 STAGES = ("demo", "build", "verify", "preview", "doctor", "train", "tune")
-STAGES += ("evaluate", "explain", "export", "predict", "serve", "monitor")
+STAGES += ("evaluate", "explain", "export", "predict", "serve", "monitor", "review")
 
 
 def carbrand(*arguments):

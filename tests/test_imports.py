@@ -33,7 +33,8 @@ ROOMS = {
     | {"carbrand.exported", "carbrand.data", "carbrand.training", "carbrand.evaluation", "carbrand.serving.predictor"},
     "carbrand.serving.predict": FOUNDATION | {"carbrand.exported", "carbrand.data", "carbrand.serving.predictor"},
     "carbrand.serving.predictor": FOUNDATION | {"carbrand.exported", "carbrand.data"},
-    "carbrand.monitoring": FOUNDATION | {"carbrand.exported", "carbrand.data", "carbrand.evaluation"},
+    "carbrand.monitoring": FOUNDATION
+    | {"carbrand.exported", "carbrand.data", "carbrand.evaluation", "carbrand.serving"},
     "carbrand.demo": FOUNDATION | {"carbrand.exported"},
     "beam_jobs": FOUNDATION | {"carbrand.data"},
     "beam_jobs.predict_images": FOUNDATION
@@ -70,6 +71,7 @@ LIGHT = {
     "carbrand.training.tune": {"gin"},
     "carbrand.evaluation.metrics": set(),
     "carbrand.monitoring.monitor": set(),
+    "carbrand.monitoring.review": set(),
     "carbrand.serving.predict": {"tensorflow"},
     "carbrand.serving.predictor": {"tensorflow"},
     "carbrand.serving.serve": {"tensorflow"},

@@ -150,6 +150,13 @@ def cache_key(content_hash: str, *, resize_short_px: int | None, jpeg_quality: i
     return files.fingerprint([content_hash, resize_short_px, jpeg_quality, *versions])
 
 
+def suffix(content: bytes) -> str:
+    """The end of a file name that says the format of an image file, such as ".jpg"; Rejected if it is none."""
+    with _open(content) as image:
+        kind = (image.format or "").lower()
+    return {"jpeg": ".jpg", "mpo": ".jpg"}.get(kind, f".{kind}")
+
+
 def grey_thumbnail(encoded: bytes, size_px: int) -> np.ndarray:
     """A JPEG from `normalise` -> [size_px, size_px] uint8: means of areas, whatever the aspect ratio.
 

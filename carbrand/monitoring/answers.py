@@ -89,7 +89,8 @@ def read(log: str | os.PathLike[str], *, version: int | None, period: Period) ->
     Raises:
       DataError: There is no log, or nothing in it.
     """
-    kept: dict[str, dict[str, Any]] = {}
+    columns: dict[str, list[Any]] = {name: [] for name in _DTYPES}
+    seen: set[str] = set()
     counts: collections.Counter[str] = collections.Counter()
     failures: collections.Counter[str] = collections.Counter()
     days: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
@@ -111,11 +112,14 @@ def read(log: str | os.PathLike[str], *, version: int | None, period: Period) ->
             failures[str(row["error"]).partition(":")[0]] += 1
         else:
             day["answers"] += 1
-            counts["repeated"] += answer["sha256"] in kept
-            kept.setdefault(answer["sha256"], answer)
-    if not kept and not failures:
+            if answer["sha256"] in seen:
+                counts["repeated"] += 1
+                continue
+            seen.add(answer["sha256"])
+            for name, values in columns.items():
+                values.append(answer[name])
+    if not seen and not failures:
         raise DataError(f"{log}: {_why_empty(counts, version)}")
-    columns = {name: [answer[name] for answer in kept.values()] for name in _DTYPES}
     return Answers(
         **{name: np.array(values, _DTYPES[name]) for name, values in columns.items()},
         days=dict(sorted(days.items())),

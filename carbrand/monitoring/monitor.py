@@ -19,13 +19,12 @@ from carbrand.data import brands as brand_names
 from carbrand.data import local_files, tables
 from carbrand.errors import ConfigError, DataError
 from carbrand.evaluation.bootstrap import wilson_interval
-from carbrand.monitoring import answers, drift, page, text
+from carbrand.monitoring import answers, drift, page, selection, text
 from carbrand.monitoring.answers import Answers, Period
 from carbrand.monitoring.results import Accuracy, BrandShare, Day, Monitoring
 
 FORMAT_VERSION = 1
 REPORT, TEXT, FILE_NAME = "monitor.html", "monitor.txt", "monitor.json"
-BY_CHANCE = "by chance"  # why a photo was chosen for labelling: of the others, the share of errors says little
 
 
 def run(
@@ -62,7 +61,7 @@ def run(
     checks.number("--min_shift", min_shift, at_least=0, at_most=1)
     period = Period.parse(since, until)
     version = exported.find(model_dir)
-    number = int(version.name) if version.name.isdecimal() else None
+    number = exported.number_of(version)
     now = _with_photos(answers.read(log, version=number, period=period), log)
     before = _with_photos(_reference(version, log, reference, number, period), reference or version)
     truth = {} if labels is None else _labels(labels)
@@ -109,7 +108,7 @@ def _with_photos(found: Answers, where: str | os.PathLike[str]) -> Answers:
 
 
 def _labels(path: str | os.PathLike[str]) -> dict[str, str]:
-    """The true brand of photos, by SHA-256; of a review, those of photos that were drawn by chance."""
+    """The true brand of photos, by SHA-256; of a review only those chosen by chance: the others are harder."""
     with local_files.open(str(path)) as file:
         rows = [row.values for row in tables.read(str(path), file)]
     if rows and not {"sha256", "brand"} <= rows[0].keys():
@@ -117,7 +116,7 @@ def _labels(path: str | os.PathLike[str]) -> dict[str, str]:
     return {
         row["sha256"]: brand_names.normalise(row["brand"])
         for row in rows
-        if row["brand"] and row.get("chosen", BY_CHANCE) == BY_CHANCE
+        if row["brand"] and row.get("chosen", selection.BY_CHANCE) == selection.BY_CHANCE
     }
 
 

@@ -8,9 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import keras
-import numpy as np
 import tensorflow as tf
-from numpy.typing import NDArray
 
 import carbrand
 from carbrand import checks, exported, quiet
@@ -19,14 +17,13 @@ from carbrand.data.preprocess import Preprocess
 from carbrand.errors import DataError, GateError
 from carbrand.evaluation import trained
 from carbrand.serving import lite, parity, reference
-from carbrand.serving.graph import ServingModule, network_of
+from carbrand.serving.graph import ServingModule, features, network_of
 from carbrand.serving.predictor import Predictor
 from carbrand.training import checkpoint
 
 UNKNOWN_ABOVE = 0.95  # then one photo of a known brand in twenty is taken for an unknown one
 # Photos with which others are compared to find unknown brands: 8 kB each in the graph, and enough to tell 5 %; guesses.
 _MIN_KNOWN, _MAX_KNOWN = 20, 1000
-_BATCH = 32
 
 log = logging.getLogger(__name__)
 
@@ -72,7 +69,7 @@ def run(
         description.brands,
         preprocess,
         temperature=description.temperature,
-        known_features=_features(model, known),
+        known_features=features(network_of(model), known),
         known_groups=[photo.group for photo in photos],
     )
     with exported.new_version(output) as folder:
@@ -118,9 +115,3 @@ def _known_photos(data: str | os.PathLike[str], dataset: manifest.Manifest) -> l
     if len(found) < 2:
         raise DataError(f"{data}: holds one photo; an export needs two or more to compare others with.")
     return found
-
-
-def _features(model: keras.Model, images: NDArray[np.uint8]) -> NDArray[np.floating]:
-    network = network_of(model)
-    parts = (images[start : start + _BATCH] for start in range(0, len(images), _BATCH))
-    return np.concatenate([network(part, training=False)[0] for part in parts])

@@ -13,6 +13,7 @@ from carbrand.exported import EXAMPLE_FEATURE
 from carbrand.training.model import boundary
 
 _NUM_QUANTILES = 201
+_BATCH = 32
 
 
 class ServingModule(tf.Module):
@@ -142,3 +143,9 @@ def _to_nearest(directions: NDArray[np.floating], groups: Sequence[object]) -> N
 def network_of(model: keras.Model) -> keras.Model:
     """The same layers: images -> (features [B, F] after pooling, logits [B, C])."""
     return keras.Model(model.input, (boundary(model, "conv5"), model.get_layer("logits").output))
+
+
+def features(network: keras.Model, images: NDArray[np.uint8]) -> NDArray[np.floating]:
+    """The first output of `network_of`, [N, F], for the network's inputs [N, H, W, 3], in batches."""
+    parts = (images[start : start + _BATCH] for start in range(0, len(images), _BATCH))
+    return np.concatenate([network(part, training=False)[0] for part in parts])

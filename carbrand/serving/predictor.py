@@ -77,7 +77,7 @@ class Predictor:
     @property
     def version(self) -> int | None:
         """The number of the loaded version; None if its folder has another name."""
-        return int(self.folder.name) if self.folder.name.isdecimal() else None
+        return exported.number_of(self.folder)
 
     @property
     def signatures(self) -> Mapping[str, tf.types.experimental.ConcreteFunction]:

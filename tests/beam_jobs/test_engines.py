@@ -156,6 +156,7 @@ def test_the_bundle_based_runner_writes_the_same_tree(photos, expected, tmp_path
     assert tree(build(photos, tmp_path / "out", **BUNDLES)) == expected
 
 
+@pytest.mark.slow
 def test_dask_writes_the_same_tree(photos, expected, dask, tmp_path, monkeypatch):
     forbid_work_in_this_process(monkeypatch)
     table = write_shuffled_table(photos, tmp_path / "photos.csv")

@@ -91,7 +91,7 @@ def source(tmp_path_factory):
     return write_photos(tmp_path_factory.mktemp("kills") / "photos", 600)
 
 
-@pytest.mark.parametrize("signal_number", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize("signal_number", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_workers_end_with_their_driver(source, start, signal_number):
     build = start(source, 2)
     assert build.wait_until(lambda: build.has_progress(50))
@@ -116,6 +116,7 @@ def test_a_killed_worker_ends_the_build_with_one_line(source, start):
     assert_worker_was_missed(build)
 
 
+@pytest.mark.slow
 def test_a_disk_that_is_too_full_for_the_log_of_workers_ends_the_build(start, tmp_path):
     for number in range(8):
         path = tmp_path / "photos" / ("audi", "bmw")[number % 2] / f"{number}.png"

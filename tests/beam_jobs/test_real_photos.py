@@ -41,7 +41,7 @@ def cars6(real_data):
     return real_data / "cars6", near_pairs(paths)
 
 
-@pytest.mark.parametrize("policy", ["keep_one", "keep_group"])
+@pytest.mark.parametrize("policy", ["keep_one", pytest.param("keep_group", marks=pytest.mark.slow)])
 def test_no_near_copy_of_a_photo_lies_in_another_split(cars6, tmp_path, policy):
     folder, pairs = cars6
     assert len(pairs) > 40

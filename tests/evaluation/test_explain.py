@@ -16,6 +16,7 @@ def size_of(path):
         return picture.size
 
 
+@pytest.mark.slow
 def test_a_run_and_its_export_explain_alike(tiny_run, tiny_model, photo, tmp_path):
     explain.run([photo], tmp_path / "run.png", run_dir=tiny_run, brands=["belmarr", "tavoq"])
     explain.run([photo], tmp_path / "model.png", model_dir=tiny_model, brands=["belmarr", "tavoq"])

@@ -283,6 +283,7 @@ def test_a_slow_body_is_given_up(server):
     assert b"the body took longer than 5 s" in answer
 
 
+@pytest.mark.slow
 def test_a_connection_that_says_nothing_is_closed(server):
     started = time.monotonic()
     with _connect(server) as client:

@@ -98,6 +98,7 @@ def test_it_fits_a_phone(browser, server, photo, scheme):
         assert page.locator("#photo").bounding_box()["height"] >= 44  # WCAG 2.2, 2.5.5
 
 
+@pytest.mark.slow
 def test_a_server_that_is_gone_is_told(browser, tiny_model, photo):
     with serving(tiny_model, "--drain_s", 0) as running:
         context = browser.new_context()
@@ -110,6 +111,7 @@ def test_a_server_that_is_gone_is_told(browser, tiny_model, photo):
         context.close()
 
 
+@pytest.mark.slow
 def test_a_key_is_asked_for_once(browser, tiny_model, photo):
     with serving(tiny_model, "--drain_s", 0, api_key="secret") as running:
         context = browser.new_context()

@@ -68,7 +68,9 @@ def assert_close(ours, theirs, tolerance):
         np.testing.assert_allclose(value, theirs[name], rtol=tolerance, atol=tolerance, err_msg=name)
 
 
-@pytest.mark.parametrize(("replicas", "optimizer"), [(2, "adamw"), (4, "sgd"), (8, "sgd")])
+@pytest.mark.parametrize(
+    ("replicas", "optimizer"), [(2, "adamw"), (4, "sgd"), pytest.param(8, "sgd", marks=pytest.mark.slow)]
+)
 def test_replicas_change_neither_losses_nor_weights(replicas, optimizer):
     spec = OptimizerSpec(name=optimizer, weight_decay=0.01, clip_norm=0.5, label_smoothing=0.1)
     one, many = Run(1, spec=spec, dropout=0.3), Run(replicas, spec=spec, dropout=0.3)
