@@ -826,7 +826,7 @@ def _add_period(stage: argparse.ArgumentParser) -> None:
 
 
 def _monitor(options: argparse.Namespace) -> int:
-    from carbrand.monitoring import monitor
+    from carbrand.monitoring import monitor, text
 
     found = monitor.run(
         options.model,
@@ -837,7 +837,9 @@ def _monitor(options: argparse.Namespace) -> int:
     output = pathlib.Path(options.output)
     print((output / monitor.TEXT).read_text(encoding="utf-8"), end="")
     print(f"Report: {output / monitor.REPORT}")
-    return GateError.exit_code if found.drifted else 0
+    if found.drifted:
+        raise GateError(f"{options.log}: {text.verdict(found)} Look at {output / monitor.REPORT}.")
+    return 0
 
 
 def _add_review(stages: argparse._SubParsersAction) -> None:

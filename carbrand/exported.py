@@ -107,7 +107,8 @@ def find(folder: str | os.PathLike[str]) -> pathlib.Path:
 
 def number_of(version_folder: pathlib.Path) -> int | None:
     """The number of a version; None if its folder has another name."""
-    return int(version_folder.name) if version_folder.name.isdecimal() else None
+    name = version_folder.resolve().name
+    return int(name) if name.isdecimal() else None
 
 
 def load(folder: str | os.PathLike[str]) -> Exported:

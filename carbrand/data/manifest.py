@@ -50,6 +50,11 @@ class Split:
         """How many records all shards hold together."""
         return sum(shard.records for shard in self.shards)
 
+    @property
+    def shard_names(self) -> list[str]:
+        """The file names of the shards."""
+        return [shard.name for shard in self.shards]
+
 
 @dataclasses.dataclass(frozen=True)
 class Manifest:

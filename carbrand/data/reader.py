@@ -60,6 +60,10 @@ class RecordReader:
         file = self._open(shard)
         return records.read(file.fileno(), offset, length, where=f"{self._paths[shard]}: record {record}")
 
+    def photo(self, record: int) -> bytes:
+        """The JPEG of one record; DataError as `read`."""
+        return bytes(records.parse_bytes(self.read(record), "image/encoded"))
+
     def read_run(self, first: int, count: int) -> Iterator[bytes | DataError]:
         """The payloads of neighbours, at one read for each shard; instead of a bad one, what is wrong with it."""
         rows = self._index[first : first + count]

@@ -9,7 +9,7 @@ import tensorflow as tf
 import tqdm
 
 from carbrand import checks
-from carbrand.data import catalogue, ledger, manifest, overlay, pipeline, records
+from carbrand.data import catalogue, ledger, manifest, overlay, pipeline
 from carbrand.data.reader import RecordReader
 from carbrand.errors import ConfigError, DataError, GateError
 from carbrand.evaluation import calibration, card, gate, heatmap, metrics, page, report, slices, trained
@@ -61,7 +61,7 @@ def run(
         batches = model.predict(data, split, batch_size)
         logits = np.concatenate(list(_with_progress(batches, len(reader), f"evaluate {split}")))
     probabilities = temperature.probabilities(logits)
-    photos = catalogue.of_shards(data, [shard.name for shard in dataset.splits[split].shards])
+    photos = catalogue.of_shards(data, dataset.splits[split].shard_names)
     groups, labels = [photo.group for photo in photos], reader.labels
     columns = slices.columns_of(photos)
     result = metrics.compute(labels, probabilities, model.brands, groups)
@@ -123,7 +123,7 @@ class _Pictures:
 
     def photo(self, number: int) -> bytes:
         """As a JPEG."""
-        return bytes(records.parse_bytes(self._reader.read(number), "image/encoded"))
+        return self._reader.photo(number)
 
     def heat(self, numbers: list[int], labels: list[int]) -> list[bytes]:
         """What the model sees of photos, as JPEGs, with the map of what speaks for the brand of a label."""

@@ -12,7 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from carbrand import exported
-from carbrand.data import manifest, pipeline, records
+from carbrand.data import manifest, pipeline
 from carbrand.data.preprocess import Preprocess
 from carbrand.data.reader import RecordReader
 from carbrand.errors import ConfigError, DataError
@@ -137,7 +137,7 @@ def _of_export(model_dir: pathlib.Path) -> Trained:
         reader = RecordReader(data, split)
         for start in range(0, len(reader), batch_size):
             numbers = range(start, min(start + batch_size, len(reader)))
-            encoded = [bytes(records.parse_bytes(reader.read(number), "image/encoded")) for number in numbers]
+            encoded = [reader.photo(number) for number in numbers]
             yield signature(tf.constant(encoded))["logits"].numpy()
 
     config = {"model": description.model, "preprocess": description.preprocess}

@@ -19,7 +19,7 @@ _LOGS = "*.jsonl"
 
 @dataclasses.dataclass(frozen=True)
 class Answers:
-    """The answers of one version of a model, one for each different photo: the first one.
+    """The answers of one version of a model, one for each different photo: the first one in the files.
 
     Attributes:
       time: [N] when, UTC; not a time where the row does not say it.
@@ -87,7 +87,7 @@ def read(log: str | os.PathLike[str], *, version: int | None, period: Period) ->
       period: Of which rows are taken.
 
     Raises:
-      DataError: There is no log, or nothing in it.
+      DataError: There is no log, or neither an answer nor a failure in it.
     """
     columns: dict[str, list[Any]] = {name: [] for name in _DTYPES}
     seen: set[str] = set()
@@ -103,7 +103,7 @@ def read(log: str | os.PathLike[str], *, version: int | None, period: Period) ->
                 counts["other_versions"] += 1
                 continue
             answer = None if "error" in row else _answer(row, time)
-        except (KeyError, TypeError, ValueError):
+        except (KeyError, TypeError, ValueError, OverflowError):
             counts["unreadable"] += 1
             continue
         day = days[f"{time:%Y-%m-%d}" if time else ""]
@@ -145,14 +145,21 @@ _DTYPES: dict[str, Any] = {
 
 def _time_of(row: dict[str, Any]) -> datetime.datetime | None:
     """When a row was written, UTC; None if it does not say it, as those of a reference."""
-    return datetime.datetime.fromisoformat(row["time"]).astimezone(datetime.UTC) if "time" in row else None
+    return _utc(row["time"]) if "time" in row else None
+
+
+def _utc(text: str) -> datetime.datetime:
+    """A time in ISO 8601, which is UTC where it names no zone; ValueError if it is none."""
+    time = datetime.datetime.fromisoformat(text)
+    return time.astimezone(datetime.UTC) if time.tzinfo else time.replace(tzinfo=datetime.UTC)
 
 
 def _answer(row: dict[str, Any], time: datetime.datetime | None) -> dict[str, Any]:
     """The columns of a row; KeyError, TypeError or ValueError if it is no answer."""
     red, green, blue = map(float, row["mean_rgb"])
-    if not (0 <= row["probability"] <= 1 and min(row["width"], row["height"]) > 0):
-        raise ValueError("no probability, or no photo")
+    levels = (red, green, blue, row["probability"] * 255)
+    if not (all(0 <= level <= 255 for level in levels) and min(row["width"], row["height"]) > 0):
+        raise ValueError("no colour, no probability, or no photo")
     return {
         "time": time and time.replace(tzinfo=None),
         "sha256": str(row["sha256"]),
@@ -190,7 +197,6 @@ def _time(name: str, text: str | None) -> datetime.datetime | None:
     if text is None:
         return None
     try:
-        time = datetime.datetime.fromisoformat(text)
-    except ValueError:
+        return _utc(text)
+    except (ValueError, OverflowError):
         raise ConfigError(f"{name}={text}: is no date or time. Write 2026-11-30, or 2026-11-30T18:00+01:00.") from None
-    return time if time.tzinfo else time.replace(tzinfo=datetime.UTC)

@@ -22,7 +22,7 @@ _LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 
 CLASSES: dict[str, Callable[[Answers], NDArray]] = {
     "brand": lambda answers: answers.brand,
-    "unknown": lambda answers: np.where(answers.is_unknown, "unknown", "known"),
+    "unknown": lambda answers: answers.is_unknown,
 }
 MEASURES: dict[str, Callable[[Answers], NDArray]] = {
     "confidence": lambda answers: answers.probability,
@@ -42,14 +42,16 @@ class Shift:
       signal: A key of `CLASSES` or `MEASURES`.
       size: 0 to 1, see above.
       p_value: How probable chance alone makes one at least so large.
-      before: Of the reference: the median, or the share of "unknown"; None for brands.
+      beyond_chance: The size from which on a shift of so many photos is no chance, about; at most 1.
+      before: Of the reference: the median, or the share of unknown photos; None for brands.
       now: Of the photos.
-      has_drifted: Whether it is large, and no chance.
+      has_drifted: Whether it is no chance, and large.
     """
 
     signal: str
     size: float
     p_value: float
+    beyond_chance: float
     before: float | None
     now: float | None
     has_drifted: bool
@@ -59,22 +61,17 @@ def shifts(reference: Answers, now: Answers, min_shift: float = MIN_SHIFT, *, se
     """The shift of each signal, largest first; each of both has at least one photo."""
     rng = np.random.default_rng(seed)
     found = []
-    for signal, values_of in CLASSES.items():
+    for signal, values_of in {**CLASSES, **MEASURES}.items():
         samples = values_of(reference), values_of(now)
-        size, p_value = total_variation(*samples, rng)
-        middles = [float((sample == "unknown").mean()) if signal == "unknown" else None for sample in samples]
-        found.append(Shift(signal, size, p_value, middles[0], middles[1], _counts(size, p_value, min_shift)))
-    for signal, values_of in MEASURES.items():
-        samples = values_of(reference), values_of(now)
-        test = scipy.stats.ks_2samp(*samples, method="asymp")
-        size, p_value = float(test.statistic), float(test.pvalue)
-        medians = [float(np.median(sample)) for sample in samples]
-        found.append(Shift(signal, size, p_value, medians[0], medians[1], _counts(size, p_value, min_shift)))
+        test = total_variation(*samples, rng) if signal in CLASSES else kolmogorov_smirnov(*samples)
+        before, after = (None if signal == "brand" else _middle(sample) for sample in samples)
+        has_drifted = test[1] <= ALPHA / NUM_SIGNALS and test[0] >= min_shift
+        found.append(Shift(signal, *test, before, after, has_drifted))
     return sorted(found, key=lambda shift: -shift.size)
 
 
-def total_variation(before: NDArray, now: NDArray, rng: np.random.Generator) -> tuple[float, float]:
-    """The total variation distance of two samples of classes, and its p-value by random permutations of the photos."""
+def total_variation(before: NDArray, now: NDArray, rng: np.random.Generator) -> tuple[float, float, float]:
+    """Of two samples of classes: size, p-value and `Shift.beyond_chance`, by random permutations of the photos."""
     _, classes = np.unique(np.concatenate([before, now]), return_inverse=True)
     total = np.bincount(classes)
     of_now = np.bincount(classes[len(before) :], minlength=len(total))
@@ -85,13 +82,17 @@ def total_variation(before: NDArray, now: NDArray, rng: np.random.Generator) -> 
     size = float(distance(of_now))
     drawn = distance(rng.multivariate_hypergeometric(total, len(now), _PERMUTATIONS, method="marginals"))
     at_least = int((drawn >= size - 1e-12).sum())
-    return size, (1 + at_least) / (1 + _PERMUTATIONS)
+    return size, (1 + at_least) / (1 + _PERMUTATIONS), float(np.quantile(drawn, 1 - ALPHA / NUM_SIGNALS))
 
 
-def smallest_visible(num_before: int, num_now: int) -> float:
-    """The Kolmogorov-Smirnov distance from which on so many photos tell a shift from chance, about."""
-    return float(np.sqrt(-np.log(ALPHA / NUM_SIGNALS / 2) / 2 * (1 / num_before + 1 / num_now)))
+def kolmogorov_smirnov(before: NDArray, now: NDArray) -> tuple[float, float, float]:
+    """Of two samples of a measure: size, p-value and `Shift.beyond_chance`."""
+    test = scipy.stats.ks_2samp(before, now, method="asymp")
+    # The first term of Kolmogorov's series, which is all of it for sizes this rare.
+    beyond_chance = np.sqrt(-np.log(ALPHA / NUM_SIGNALS / 2) / 2 * (1 / len(before) + 1 / len(now)))
+    return float(test.statistic), float(test.pvalue), min(1.0, float(beyond_chance))
 
 
-def _counts(size: float, p_value: float, min_shift: float) -> bool:
-    return p_value <= ALPHA / NUM_SIGNALS and size >= min_shift
+def _middle(sample: NDArray) -> float:
+    """The median of a measure; the share of what is true."""
+    return float(sample.mean() if sample.dtype == bool else np.median(sample))

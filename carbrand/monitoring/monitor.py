@@ -7,6 +7,7 @@ monitor.json   the numbers; written last, so its presence marks a complete repor
 
 import collections
 import dataclasses
+import logging
 import os
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -25,6 +26,8 @@ from carbrand.monitoring.results import Accuracy, BrandShare, Day, Monitoring
 
 FORMAT_VERSION = 1
 REPORT, TEXT, FILE_NAME = "monitor.html", "monitor.txt", "monitor.json"
+
+_LOG = logging.getLogger(__name__)
 
 
 def run(
@@ -54,27 +57,30 @@ def run(
       What was found; `drifted` says what has changed.
 
     Raises:
-      ConfigError: `output` is no folder, `since` or `until` no time, or `min_shift` no share.
-      DataError: The model, the log or the reference is not there, or holds nothing.
+      ConfigError: `output` is no folder, or lies in the model; `since` or `until` is no time, `min_shift` no share,
+        `labels` no table; or `reference` is `log`, and there is no `since`.
+      DataError: The model, the log or the reference is not there, or holds no prediction; or `labels` names no photo
+        of the log.
     """
     checks.folder("--output", output)
+    version = exported.find(model_dir)
+    if pathlib.Path(output).resolve().is_relative_to(version.resolve()):
+        raise ConfigError(f"--output={output}: lies in the model. Name a folder elsewhere.")
     checks.number("--min_shift", min_shift, at_least=0, at_most=1)
     period = Period.parse(since, until)
-    version = exported.find(model_dir)
-    number = exported.number_of(version)
-    now = _with_photos(answers.read(log, version=number, period=period), log)
-    before = _with_photos(_reference(version, log, reference, number, period), reference or version)
-    truth = {} if labels is None else _labels(labels)
+    description = exported.load(version)
+    now = _with_photos(answers.read(log, version=exported.number_of(version), period=period), log)
+    before = _with_photos(_reference(version, log, reference, period), reference or version)
+    truth = {} if labels is None else _labels(labels, now, log, description.brands)
     found = Monitoring(
-        facts=_facts(version, log, reference, period, now, before),
+        facts=_facts(version, description.facts, log, reference, period) | _counts(now, before),
         shifts=drift.shifts(before, now, min_shift),
         min_shift=min_shift,
-        smallest_visible=drift.smallest_visible(len(before), len(now)),
         expected_accuracy=float(now.probability.mean()),
         reference_confidence=float(before.probability.mean()),
         reference_accuracy=_accuracy(before, dict(zip(before.sha256, before.label, strict=True))),
         accuracy=_accuracy(now, truth),
-        brands=_brands(exported.load(version).brands, before, now),
+        brands=_brands(description.brands, before, now),
         days=_days(now),
         failures=now.failures,
     )
@@ -86,14 +92,17 @@ def _reference(
     version: pathlib.Path,
     log: str | os.PathLike[str],
     reference: str | os.PathLike[str] | None,
-    number: int | None,
     period: Period,
 ) -> Answers:
     if reference is None:
         path = version / exported.REFERENCE
         if not path.exists():
-            raise DataError(f"{path}: not there, as an older carbrand exported it. Export again, or give --reference.")
+            raise DataError(
+                f"{path}: not there: the records had no test or validation photos, or an older carbrand exported it. "
+                "Export the run again, or give --reference."
+            )
         return answers.read(path, version=None, period=Period())
+    number = exported.number_of(version)
     if not pathlib.Path(reference).exists() or not pathlib.Path(reference).samefile(log):
         return answers.read(reference, version=number, period=Period())
     if period.since is None:
@@ -107,17 +116,26 @@ def _with_photos(found: Answers, where: str | os.PathLike[str]) -> Answers:
     return found
 
 
-def _labels(path: str | os.PathLike[str]) -> dict[str, str]:
-    """The true brand of photos, by SHA-256; of a review only those chosen by chance: the others are harder."""
+def _labels(
+    path: str | os.PathLike[str], now: Answers, log: str | os.PathLike[str], brands: Sequence[str]
+) -> dict[str, str]:
+    """The true brands of photos in the log, by SHA-256; of a review only of those chosen by chance."""
+    if not tables.is_table(str(path)):
+        raise ConfigError(f"--labels={path}: is no table. Name a .csv, .tsv, .jsonl or .parquet file.")
+    truth = {}
     with local_files.open(str(path)) as file:
-        rows = [row.values for row in tables.read(str(path), file)]
-    if rows and not {"sha256", "brand"} <= rows[0].keys():
-        raise DataError(f"{path}: has no columns sha256 and brand. Name a table that has both.")
-    return {
-        row["sha256"]: brand_names.normalise(row["brand"])
-        for row in rows
-        if row["brand"] and row.get("chosen", selection.BY_CHANCE) == selection.BY_CHANCE
-    }
+        for row in tables.read(str(path), file):
+            if not {"sha256", "brand"} <= row.values.keys():
+                raise DataError(f"{row.where}: has no columns sha256 and brand. Name a table that has both.")
+            if row.values["brand"].strip() and row.values.get("chosen", selection.BY_CHANCE) == selection.BY_CHANCE:
+                truth[row.values["sha256"].strip().lower()] = brand_names.normalise(row.values["brand"])
+    known = {photo: truth[photo] for photo in now.sha256.tolist() if photo in truth}
+    if not known:
+        raise DataError(f"{path}: none of its {len(truth)} photos with a brand is in {log}. Name its labels.")
+    others = sorted(set(known.values()) - set(brands))
+    if others:
+        _LOG.warning("%s: the model does not know %s, so these photos count as errors", path, ", ".join(others))
+    return known
 
 
 def _accuracy(found: Answers, truth: Mapping[str, str]) -> Accuracy | None:
@@ -148,27 +166,33 @@ def _days(now: Answers) -> list[Day]:
 
 def _facts(
     version: pathlib.Path,
+    trained: dict[str, Any],
     log: str | os.PathLike[str],
     reference: str | os.PathLike[str] | None,
     period: Period,
-    now: Answers,
-    before: Answers,
 ) -> dict[str, Any]:
-    known = now.time[~np.isnat(now.time)]
-    first, last = (str(known.min()), str(known.max())) if len(known) else (None, None)
+    """What was compared, in JSON values."""
     return {
         "model": str(version),
+        **{name: trained[name] for name in ("run", "step")},
         "log": str(log),
         "reference": str(reference or version / exported.REFERENCE),
         "since": period.since and period.since.isoformat(),
         "until": period.until and period.until.isoformat(),
-        "first answer": first,
-        "last answer": last,
+    }
+
+
+def _counts(now: Answers, before: Answers) -> dict[str, Any]:
+    """How much there was to compare, in JSON values."""
+    known = now.time[~np.isnat(now.time)]
+    return {
+        "first answer": str(known.min()) if len(known) else None,
+        "last answer": str(known.max()) if len(known) else None,
         "photos": len(now),
         "photos of the reference": len(before),
         "repeated answers left out": now.repeated,
         "answers of other versions left out": now.other_versions,
-        "lines that could not be read": now.unreadable,
+        "rows that are no answers": now.unreadable,
     }
 
 

@@ -25,8 +25,6 @@ def render(found: Monitoring, before: Answers, now: Answers) -> str:
     return templates.load("carbrand.monitoring", "monitor.html", filters).render(
         found=found,
         verdict=text.verdict(found),
-        failed=sum(day.failures for day in found.days),
-        answered=sum(day.answers for day in found.days),
         days=templates.svg(_days([day for day in found.days if day.date])),
         histograms=templates.svg(_histograms(found, before, now)),
     )

@@ -52,7 +52,6 @@ class Monitoring:
       facts: What was compared: JSON values by name.
       shifts: Of each signal, largest first.
       min_shift: From which on a shift counts.
-      smallest_visible: The size of a shift that so few photos tell from chance.
       expected_accuracy: The mean probability of the predicted brand: so many are right, while the model is calibrated.
       reference_confidence: The same in the reference.
       reference_accuracy: Of the photos of the reference, where their brands are known.
@@ -65,7 +64,6 @@ class Monitoring:
     facts: dict[str, Any]
     shifts: list[Shift]
     min_shift: float
-    smallest_visible: float
     expected_accuracy: float
     reference_confidence: float
     reference_accuracy: Accuracy | None
@@ -73,6 +71,21 @@ class Monitoring:
     brands: list[BrandShare]
     days: list[Day]
     failures: dict[str, int]
+
+    @property
+    def answered(self) -> int:
+        """Photos with a prediction, repeated ones included."""
+        return sum(day.answers for day in self.days)
+
+    @property
+    def failed(self) -> int:
+        """Photos without one."""
+        return sum(day.failures for day in self.days)
+
+    @property
+    def told_facts(self) -> dict[str, Any]:
+        """The facts that say something."""
+        return {name: value for name, value in self.facts.items() if value not in (None, 0)}
 
     @property
     def drifted(self) -> list[Shift]:

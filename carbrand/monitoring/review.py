@@ -7,32 +7,31 @@ photos/       those of a log, as they were sent; the table names them, so that `
 
 import csv
 import dataclasses
-import functools
 import io
 import os
 import pathlib
-from collections.abc import Callable, Iterator, Sequence
+import shlex
+import shutil
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import tqdm
 from numpy.typing import NDArray
 
 from carbrand import checks, exported, files, templates
-from carbrand.data import catalogue, images, manifest, records
+from carbrand.data import catalogue, images, manifest
 from carbrand.data.reader import RecordReader
 from carbrand.errors import ConfigError, DataError
-from carbrand.monitoring import answers, selection, suspects
+from carbrand.monitoring import answers, selection
 from carbrand.monitoring.answers import Period
 from carbrand.serving.prediction_log import PHOTOS
 
 PAGE, TABLE = "review.html", "review.csv"
 NUM_PHOTOS = 100
-MIN_GROUPS = 10  # of a dataset, to say something of each from the others; a guess
 CONTRADICTED = "label contradicted"
 _THUMBNAIL_PX = 256
 _BATCH = 32
 _COLUMNS = ("path", "brand", "sha256", "label", "suggested", "probability", "chosen")
-Photo = tuple[Callable[[], bytes], catalogue.Row]  # reads the JPEG of a record; what else is known of it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +42,7 @@ class Candidate:
       path: Of the photo; of a log's relative to the table, else where the dataset found it.
       sha256: Of its content.
       label: The brand that it has, or "".
-      suggested: The brand that the model sees.
+      suggested: The brand that the model sees; of a dataset's, the one that the other photos suggest.
       probability: Of that brand, 0 to 1.
       chosen: Why it was chosen.
     """
@@ -54,6 +53,19 @@ class Candidate:
     suggested: str
     probability: float
     chosen: str
+
+
+@dataclasses.dataclass(frozen=True)
+class RecordedPhoto:
+    """A photo of a records folder: its number in the split that `reader` reads, and its row in the catalogue."""
+
+    reader: RecordReader
+    number: int
+    row: catalogue.Row
+
+    def encoded(self) -> bytes:
+        """Its JPEG."""
+        return self.reader.photo(self.number)
 
 
 def run(
@@ -73,36 +85,48 @@ def run(
       model_dir: An exported model.
       output: A new or empty folder.
       log: What `carbrand serve --log --keep_photos` wrote: photos to be labelled, see `selection`; or
-      data: A records folder: photos whose labels the others contradict, see `suspects`, most doubtful first.
+      data: A records folder: photos whose labels the others contradict, see `suspects`, most doubtful first. About
+        25 kB of memory are needed for each photo of the folder.
       num_photos: At most so many.
       since: Of a log, only answers from this date or time on (ISO 8601; UTC if it names no zone).
       until: Of a log, only answers before it.
-      seed: Of the photos that are chosen by chance.
+      seed: Of a log, of the photos that are chosen by chance.
 
     Raises:
-      ConfigError: Both `log` and `data` are given, or none; `output` holds something; or a number is none.
-      DataError: The model, log or data is not there, or has no photos.
+      ConfigError: Both `log` and `data` are given, or none; `output` holds something; a number or time is none.
+      DataError: The model, log or data is not there, or has no photos, or too few.
     """
     if (log is None) == (data is None):
         raise ConfigError("Give one of --log and --data.")
+    if data is not None and (since or until):
+        raise ConfigError("--since and --until choose answers of a log. Give --log, or leave them out.")
     checks.folder("--output", output)
     checks.number("--photos", num_photos, at_least=1, whole=True)
     output = pathlib.Path(output)
     if output.is_dir() and any(output.iterdir()):
         raise ConfigError(f"--output={output}: is not empty, and may hold labels. Name a new folder.")
     period = Period.parse(since, until)
+    version = exported.find(model_dir)
+    brands = exported.load(version).brands
     if log is not None:
-        found = _of_log(model_dir, pathlib.Path(log), output, period, num_photos, seed)
+        paths, candidates = _of_log(version, pathlib.Path(log), period, num_photos, seed)
+        pictures = [_picture(path) for path in paths]
+        (output / PHOTOS).mkdir(parents=True)
+        for path, candidate in zip(paths, candidates, strict=True):
+            shutil.copyfile(path, output / candidate.path)
     else:
-        found = _of_data(model_dir, data or "", num_photos)
-    pictures = [templates.data_uri(images.preview(jpeg, _THUMBNAIL_PX)) for _, jpeg in found]
-    candidates = [candidate for candidate, _ in found]
+        photos, candidates = _of_data(version, data or "", num_photos)
+        pictures = [photo.encoded() for photo in photos]
     page = templates.load("carbrand.monitoring", "review.html").render(
-        photos=list(zip(candidates, pictures, strict=True)),
-        rows=[_row(candidate) for candidate in candidates],
-        brands=exported.load(model_dir).brands,
+        photos=[
+            (candidate, templates.data_uri(images.preview(picture, _THUMBNAIL_PX)))
+            for candidate, picture in zip(candidates, pictures, strict=True)
+        ],
+        columns=_COLUMNS,
+        rows=list(map(_row, candidates)),
+        brands=brands,
         table=TABLE,
-        folder=output.name,
+        folder=shlex.quote(str(output)),
         is_log=log is not None,
     )
     files.write_text(output / PAGE, page)
@@ -111,91 +135,92 @@ def run(
 
 
 def _of_log(
-    model_dir: str | os.PathLike[str], log: pathlib.Path, output: pathlib.Path, period: Period, number: int, seed: int
-) -> list[tuple[Candidate, bytes]]:
-    """The chosen photos of a log, which are copied into `output`, each with a JPEG of it."""
-    version = exported.find(model_dir)
+    version: pathlib.Path, log: pathlib.Path, period: Period, num_photos: int, seed: int
+) -> tuple[list[pathlib.Path], list[Candidate]]:
+    """The chosen photos of a log, and what they will be called."""
     known = answers.read(log, version=exported.number_of(version), period=period)
     paths = [log / PHOTOS / name[:2] / name for name in known.sha256.tolist()]
     kept = np.flatnonzero([path.is_file() for path in paths])
     if not len(kept):
         raise DataError(f"{log}: keeps none of the {len(known)} photos. Serve with --keep_photos.")
-    chosen = selection.choose(known.probability[kept], known.is_unknown[kept], number, seed)
-    (output / PHOTOS).mkdir(parents=True, exist_ok=True)
-    found = []
-    for place, reason in chosen.items():
-        row = int(kept[place])
-        content = paths[row].read_bytes()
-        try:
-            jpeg = images.normalise(content, resize_short_px=2 * _THUMBNAIL_PX).encoded
-        except images.Rejected as error:
-            raise DataError(f"{paths[row]}: {error.reason}: {error.detail}. Remove it.") from error
-        name = f"{PHOTOS}/{known.sha256[row]}{images.suffix(content)}"
-        files.write_bytes(output / name, content)
+    chosen = selection.choose(known.probability[kept], known.is_unknown[kept], num_photos, seed)
+    rows = kept[list(chosen)].tolist()
+    candidates = []
+    for row, reason in zip(rows, chosen.values(), strict=True):
+        name = f"{PHOTOS}/{known.sha256[row]}{_suffix(paths[row])}"
         answer = str(known.brand[row]), float(known.probability[row])
-        found.append((Candidate(name, str(known.sha256[row]), "", *answer, reason), jpeg))
-    return found
+        candidates.append(Candidate(name, str(known.sha256[row]), "", *answer, reason))
+    return [paths[row] for row in rows], candidates
 
 
 def _of_data(
-    model_dir: str | os.PathLike[str], data: str | os.PathLike[str], number: int
-) -> list[tuple[Candidate, bytes]]:
-    """The photos of all splits whose labels the others contradict most, each with its JPEG."""
-    dataset = manifest.load(data)
-    photos = list(photos_of(data, dataset))
-    groups = np.array([photo.group for _, photo in photos])
-    if len(np.unique(groups)) < MIN_GROUPS:
-        raise DataError(f"{data}: fewer than {MIN_GROUPS} groups of photos say too little of each other. Add photos.")
-    brands, labels = np.unique([photo.brand for _, photo in photos], return_inverse=True)
-    shares = suspects.probabilities(features_of(model_dir, photos), labels, groups)
+    version: pathlib.Path, data: str | os.PathLike[str], num_photos: int
+) -> tuple[list[RecordedPhoto], list[Candidate]]:
+    """The photos of all splits whose labels the others contradict most."""
+    from carbrand.monitoring import suspects  # here and not at the top: it loads scikit-learn, and a log needs none
+
+    photos = list(photos_of(data))
+    groups = np.array([photo.row.group for photo in photos])
+    brands, labels = np.unique([photo.row.brand for photo in photos], return_inverse=True)
+    if not suspects.are_enough(labels, groups):
+        raise DataError(f"{data}: has too few photos to say something of each from the others. {suspects.NEEDED}")
+    shares = suspects.probabilities(features_of(version, photos), labels, groups)
     margins = suspects.margins(shares, labels)
-    found = []
-    for place in np.argsort(margins, kind="stable")[:number].tolist():
-        if margins[place] < 0:
-            read, photo = photos[place]
-            best = int(shares[place].argmax())
-            answer = str(brands[best]), float(shares[place, best])
-            found.append((Candidate(photo.uri, photo.sha256, photo.brand, *answer, CONTRADICTED), read()))
-    return found
+    doubtful = [place for place in np.argsort(margins, kind="stable").tolist() if margins[place] < 0][:num_photos]
+    candidates = []
+    for place in doubtful:
+        row, best = photos[place].row, int(shares[place].argmax())
+        answer = str(brands[best]), float(shares[place, best])
+        candidates.append(Candidate(row.uri, row.sha256, row.brand, *answer, CONTRADICTED))
+    return [photos[place] for place in doubtful], candidates
 
 
-def photos_of(data: str | os.PathLike[str], dataset: manifest.Manifest) -> Iterator[Photo]:
+def photos_of(data: str | os.PathLike[str]) -> Iterator[RecordedPhoto]:
     """All photos of a records folder, split by split."""
-    for split, content in dataset.splits.items():
+    for split, content in manifest.load(data).splits.items():
         if content.num_examples:
             reader = RecordReader(data, split)
-            rows = catalogue.of_shards(data, [shard.name for shard in content.shards])
-            for number, row in enumerate(rows):
-                yield functools.partial(_encoded, reader, number), row
+            for number, row in enumerate(catalogue.of_shards(data, content.shard_names)):
+                yield RecordedPhoto(reader, number, row)
 
 
-def _encoded(reader: RecordReader, number: int) -> bytes:
-    return bytes(records.parse_bytes(reader.read(number), "image/encoded"))
-
-
-def features_of(model_dir: str | os.PathLike[str], photos: Sequence[Photo]) -> NDArray[np.floating]:
-    """What the model's head sees of each photo, [N, F]."""
+def features_of(model_dir: str | os.PathLike[str], photos: Sequence[RecordedPhoto]) -> NDArray[np.floating]:
+    """What the model's head sees of each photo, [N, F] float32."""
     from carbrand.evaluation import trained  # here and not at the top: TensorFlow takes seconds, and a log needs none
     from carbrand.serving import graph, parity
 
     model = trained.load(None, model_dir)
-    network = graph.network_of(model.make_model())
-    parts = []
-    for start in tqdm.trange(0, len(photos), _BATCH, unit="batch", desc="review"):
-        encoded = [read() for read, _ in photos[start : start + _BATCH]]
-        parts.append(graph.features(network, parity.network_inputs(model.preprocess, encoded)))
-    return np.concatenate(parts)
+    starts = tqdm.trange(0, len(photos), _BATCH, unit="batch", desc="review")
+    encoded = ([photo.encoded() for photo in photos[start : start + _BATCH]] for start in starts)
+    return graph.features(model.make_model(), (parity.network_inputs(model.preprocess, batch) for batch in encoded))
 
 
-def _row(candidate: Candidate) -> dict[str, str]:
+def _suffix(path: pathlib.Path) -> str:
+    try:
+        return images.suffix(path.read_bytes())
+    except images.Rejected as error:
+        raise _unusable(path, error) from error
+
+
+def _picture(path: pathlib.Path) -> bytes:
+    """A photo of any format as a JPEG."""
+    try:
+        return images.normalise(path.read_bytes(), resize_short_px=2 * _THUMBNAIL_PX).encoded
+    except images.Rejected as error:
+        raise _unusable(path, error) from error
+
+
+def _unusable(path: pathlib.Path, error: images.Rejected) -> DataError:
+    return DataError(f"{path}: {error.reason}: {error.detail}. Remove it.")
+
+
+def _row(candidate: Candidate) -> list[str]:
     """As it stands in the table; the brand is for a person to fill in."""
-    fields = dataclasses.asdict(candidate)
-    return {"path": fields.pop("path"), "brand": "", **fields, "probability": f"{candidate.probability:.3f}"}
+    values = {**dataclasses.asdict(candidate), "brand": "", "probability": f"{candidate.probability:.3f}"}
+    return [values[column] for column in _COLUMNS]
 
 
 def _table(candidates: Sequence[Candidate]) -> str:
     text = io.StringIO()
-    writer = csv.DictWriter(text, _COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(map(_row, candidates))
+    csv.writer(text, lineterminator="\n").writerows([_COLUMNS, *map(_row, candidates)])
     return text.getvalue()

@@ -11,7 +11,7 @@ NUM_BRANDS = 10
 
 def render(found: Monitoring) -> str:
     """The report for a terminal; ends with a newline."""
-    facts = [[name, str(value)] for name, value in found.facts.items() if value not in (None, 0)]
+    facts = [[name, str(value)] for name, value in found.told_facts.items()]
     sections = [aligned(facts, left=2), aligned(_headline(found), left=2), verdict(found), _signals(found.shifts)]
     if any(shift.signal == "brand" and shift.has_drifted for shift in found.shifts):
         sections.append(_brands(found))
@@ -23,8 +23,7 @@ def verdict(found: Monitoring) -> str:
     names = ", ".join(f"{shift.signal} ({percent(shift.size)} %)" for shift in found.drifted)
     if names:
         return f"Drifted, {len(found.drifted)} of {len(found.shifts)} signals: {names}."
-    least = max(found.min_shift, found.smallest_visible)
-    return f"No signal has drifted. (So few photos would show a shift of {percent(least)} % of them or more.)"
+    return f"None of {len(found.shifts)} signals has drifted."
 
 
 def accuracy(found: Accuracy | None) -> str:
@@ -49,22 +48,22 @@ def probability(p_value: float) -> str:
 
 
 def _headline(found: Monitoring) -> list[list[str]]:
-    failed, answered = (sum(getattr(day, name) for day in found.days) for name in ("failures", "answers"))
     reasons = ", ".join(f"{reason} {count}" for reason, count in found.failures.items())
     return [
         ["expected accuracy", f"{percent(found.expected_accuracy)} %, by its confidence while that is calibrated"],
         ["of the reference", f"{percent(found.reference_confidence)} %; right: {accuracy(found.reference_accuracy)}"],
         ["accuracy", f"{accuracy(found.accuracy)}"],
-        ["failures", f"{failed} of {failed + answered} photos" + (f": {reasons}" if reasons else "")],
+        ["failures", f"{found.failed} of {found.failed + found.answered} photos" + (f": {reasons}" if reasons else "")],
     ]
 
 
 def _signals(shifts: Sequence[Shift]) -> str:
-    table = [["signal", "", "shift, %", "by chance", "reference", "now"]]
+    table = [["signal", "", "shift, %", "no chance from", "p-value", "reference", "now"]]
     for shift in shifts:
         middles = [middle(shift, value) for value in (shift.before, shift.now)]
         name = "DRIFTED" if shift.has_drifted else ""
-        table.append([shift.signal, name, percent(shift.size), probability(shift.p_value), *middles])
+        sizes = percent(shift.size), percent(shift.beyond_chance)
+        table.append([shift.signal, name, *sizes, probability(shift.p_value), *middles])
     return "Shares of photos that would have to be others, largest first; medians of what is measured\n" + aligned(
         table, left=2
     )

@@ -17,8 +17,8 @@ from carbrand.data.preprocess import Preprocess
 from carbrand.errors import DataError, GateError
 from carbrand.evaluation import trained
 from carbrand.serving import lite, parity, reference
-from carbrand.serving.graph import ServingModule, features, network_of
-from carbrand.serving.predictor import Predictor
+from carbrand.serving.graph import ServingModule, features
+from carbrand.serving.predictor import BATCH_SIZE, Predictor
 from carbrand.training import checkpoint
 
 UNKNOWN_ABOVE = 0.95  # then one photo of a known brand in twenty is taken for an unknown one
@@ -64,12 +64,13 @@ def run(
     preprocess = Preprocess(**description.preprocess)
     photos = _known_photos(data, dataset)
     known = parity.network_inputs(preprocess, [photo.encoded for photo in photos])
+    batches = (known[start : start + BATCH_SIZE] for start in range(0, len(known), BATCH_SIZE))
     module = ServingModule(
         model,
         description.brands,
         preprocess,
         temperature=description.temperature,
-        known_features=features(network_of(model), known),
+        known_features=features(model, batches),
         known_groups=[photo.group for photo in photos],
     )
     with exported.new_version(output) as folder:

@@ -1,6 +1,6 @@
 """The graph that is exported: photos in, brands, honest probabilities and an unknown-brand score out."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import keras
 import numpy as np
@@ -13,7 +13,6 @@ from carbrand.exported import EXAMPLE_FEATURE
 from carbrand.training.model import boundary
 
 _NUM_QUANTILES = 201
-_BATCH = 32
 
 
 class ServingModule(tf.Module):
@@ -145,7 +144,9 @@ def network_of(model: keras.Model) -> keras.Model:
     return keras.Model(model.input, (boundary(model, "conv5"), model.get_layer("logits").output))
 
 
-def features(network: keras.Model, images: NDArray[np.uint8]) -> NDArray[np.floating]:
-    """The first output of `network_of`, [N, F], for the network's inputs [N, H, W, 3], in batches."""
-    parts = (images[start : start + _BATCH] for start in range(0, len(images), _BATCH))
-    return np.concatenate([network(part, training=False)[0] for part in parts])
+def features(model: keras.Model, batches: Iterable[NDArray[np.uint8]]) -> NDArray[np.floating]:
+    """What the head of `model` sees of images, batches [B, H, W, 3]: the first output of `network_of`, [N, F]."""
+    network = network_of(model)
+    spec = tf.TensorSpec([None, *model.input.shape[1:]], tf.uint8)
+    forward = tf.function(lambda images: network(images, training=False)[0], input_signature=[spec])
+    return np.concatenate([forward(batch).numpy() for batch in batches])

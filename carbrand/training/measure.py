@@ -14,7 +14,7 @@ import simplejpeg
 import tensorflow as tf
 import tqdm
 
-from carbrand.data import blocks, pipeline, records
+from carbrand.data import blocks, pipeline
 from carbrand.data.reader import RecordReader, Window, WindowReader
 from carbrand.training import batches, features
 from carbrand.training.cases import Case
@@ -223,7 +223,7 @@ def _reading(case: Case) -> Work:
 def _decoding(case: Case) -> Work:
     reader = RecordReader(case.data, "train")
     count = min(len(reader), _BLOCK)
-    photos = [bytes(records.parse_bytes(reader.read(record), "image/encoded")) for record in range(count)]
+    photos = [reader.photo(record) for record in range(count)]
     threads = futures.ThreadPoolExecutor(case.threads, thread_name_prefix="decode")
 
     def work() -> int:

@@ -11,7 +11,6 @@ import argparse
 
 import numpy as np
 
-from carbrand.data import manifest
 from carbrand.monitoring import review, suspects
 
 WRONG = 0.05
@@ -31,10 +30,10 @@ def main():
     parser.add_argument("--model", required=True, help="an exported model")
     parser.add_argument("--data", required=True, help="its records")
     options = parser.parse_args()
-    photos = list(review.photos_of(options.data, manifest.load(options.data)))
+    photos = list(review.photos_of(options.data))
     features = review.features_of(options.model, photos)
-    groups = np.array([row.group for _, row in photos])
-    brands, truth = np.unique([row.brand for _, row in photos], return_inverse=True)
+    groups = np.array([photo.row.group for photo in photos])
+    brands, truth = np.unique([photo.row.brand for photo in photos], return_inverse=True)
     num_wrong = round(WRONG * len(truth))
     rows = []
     for seed in range(SEEDS):

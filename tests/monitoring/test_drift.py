@@ -39,7 +39,7 @@ def some(photos, numbers, **changes):
 
 def test_shift_of_classes_by_hand():
     before, now = np.array(["a"] * 6 + ["b"] * 4), np.array(["a"] * 2 + ["b"] * 2 + ["c"] * 4)
-    size, p_value = drift.total_variation(before, now, np.random.default_rng(0))
+    size, p_value, _ = drift.total_variation(before, now, np.random.default_rng(0))
     assert size == pytest.approx(0.5)  # 0.6, 0.4, 0 against 0.25, 0.25, 0.5
     # Of the C(18, 8) ways to draw 8 of the 18, counted one by one, so many are at least 0.5 apart.
     exact = sum(
@@ -100,9 +100,33 @@ def test_a_shift_that_is_small_does_not_count_however_sure_it_is(photos):
     assert {s.signal: s for s in drift.shifts(photos, darker, min_shift=0.02)}["brightness"].has_drifted
 
 
-def test_the_smallest_visible_shift_is_that_of_the_test():
-    size = drift.smallest_visible(300, 500)
+@pytest.mark.parametrize("num_brands", [2, 20, 100])
+def test_one_of_140_comparisons_of_equal_brands_goes_beyond_chance(num_brands):
+    rng = np.random.default_rng(3)
+    sizes, limits = [], []
+    for _ in range(200):
+        before, now = rng.integers(0, num_brands, 300), rng.integers(0, num_brands, 200)
+        size, _, beyond_chance = drift.total_variation(before, now, rng)
+        sizes.append(size)
+        limits.append(beyond_chance)
+    assert np.ptp(limits) < 0.03
+    assert (np.array(sizes) > np.array(limits)).sum() <= 6  # of 1.4 expected
+
+
+def test_beyond_chance_is_where_the_test_of_a_measure_says_so():
+    _, _, beyond_chance = drift.kolmogorov_smirnov(np.arange(300), np.arange(500))
     before, now = np.arange(300), np.arange(500) * 0.6
-    now[: round(size * 500)] = -1  # so many are below all of `before`
-    p_value = scipy.stats.ks_2samp(before, now, method="asymp").pvalue
+    now[: round(beyond_chance * 500)] = -1  # so many are below all of `before`
+    size, p_value, _ = drift.kolmogorov_smirnov(before, now)
+    assert size == pytest.approx(beyond_chance, abs=0.005)
     assert p_value == pytest.approx(drift.ALPHA / drift.NUM_SIGNALS, rel=0.25)
+    assert drift.kolmogorov_smirnov(np.arange(3), np.array([1]))[2] == 1
+
+
+def test_each_signal_has_its_median_or_share(photos):
+    found = drift.shifts(photos, photos)
+    assert {shift.signal for shift in found} == {*drift.CLASSES, *drift.MEASURES}
+    middles = {shift.signal: shift.before for shift in found}
+    assert middles["brand"] is None
+    assert middles["unknown"] == pytest.approx(0.05, abs=0.01)
+    assert middles["short side, px"] == np.median(np.minimum(photos.width, photos.height))

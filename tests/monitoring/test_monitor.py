@@ -12,7 +12,7 @@ DARK = {"mean_rgb": [10, 10, 10]}
 
 
 def alike(numbers, **changes):
-    return [logs.row(n, **{"mean_rgb": [100 + n % 60] * 3, **changes}) for n in numbers]
+    return [logs.row(n, **{"mean_rgb": [100 + n % 60] * 3, "probability": 0.4 + n % 2 / 5, **changes}) for n in numbers]
 
 
 def test_photos_like_those_of_the_records_have_not_drifted(model, tmp_path):
@@ -23,16 +23,18 @@ def test_photos_like_those_of_the_records_have_not_drifted(model, tmp_path):
     assert found.accuracy is None
     written = json.loads((tmp_path / "out" / "monitor.json").read_text())
     assert written["shifts"][0]["size"] == 0.0
-    assert "No signal has drifted" in (tmp_path / "out" / "monitor.txt").read_text()
+    assert "None of 7 signals has drifted." in (tmp_path / "out" / "monitor.txt").read_text()
 
 
 def test_what_has_drifted_is_told_and_ends_with_exit_code_3(model, tmp_path, capsys):
     logs.write(tmp_path / "log", alike(range(60), **DARK, brand="bmw"))
     arguments = ["monitor", "--model", model, "--log", tmp_path / "log", "--output", tmp_path / "out"]
     assert cli._run(cli._parse(["carbrand", *map(str, arguments)])) == 3
-    told = capsys.readouterr().out
+    told, complaint = capsys.readouterr()
+    assert complaint.startswith(f"GateError: {tmp_path / 'log'}: Drifted, 2 of 7 signals: brand")
+    assert complaint.endswith(f"Look at {tmp_path / 'out' / 'monitor.html'}.\n")
     assert "Drifted, 2 of 7 signals: brand (100.0 %), brightness (100.0 %)." in told
-    assert re.search(r"brightness +DRIFTED +100.0 +< 0.001 +130 +10\n", told)
+    assert re.search(r"brightness +DRIFTED +100.0 +30.6 +< 0.001 +130 +10\n", told)
     assert re.search(r"bmw +60 +0.0 +100.0\n", told)
 
 
@@ -62,9 +64,25 @@ def test_true_brands_give_the_accuracy(model, tmp_path):
     found = monitor.run(model, tmp_path / "log", tmp_path / "out", labels=tmp_path / "labels.csv")
     assert (found.accuracy.value, found.accuracy.photos) == (0.75, 8)
     assert found.accuracy.interval.low == pytest.approx(0.4093, abs=1e-4)  # Wilson's of 6 of 8, by hand
-    (tmp_path / "labels.csv").write_text("path,brand\na,audi\n")
-    with pytest.raises(DataError, match="has no columns sha256 and brand. Name a table that has both"):
-        monitor.run(model, tmp_path / "log", tmp_path / "out", labels=tmp_path / "labels.csv")
+
+
+def test_labels_that_tell_nothing_are_named(model, tmp_path, caplog):
+    logs.write(tmp_path / "log", alike(range(60)))
+
+    def labelled(name, text):
+        (tmp_path / name).write_text(text)
+        return monitor.run(model, tmp_path / "log", tmp_path / "out", labels=tmp_path / name).accuracy
+
+    with pytest.raises(DataError, match="labels.csv:2: has no columns sha256 and brand. Name a table that has both"):
+        labelled("labels.csv", "path,brand\na,audi\n")
+    with pytest.raises(DataError, match="labels.jsonl:1: has no columns sha256 and brand"):
+        labelled("labels.jsonl", '{"sha256": "1"}\n')
+    with pytest.raises(DataError, match="none of its 1 photos with a brand is in .*log. Name its labels"):
+        labelled("labels.csv", "sha256,brand\na,audi\nb,\n")
+    with pytest.raises(ConfigError, match="labels.txt: is no table. Name a .csv, .tsv"):
+        labelled("labels.txt", "")
+    assert labelled("labels.csv", f"sha256,brand\n{1:064X},VW\n{2:064x},audi\n").value == 0.5
+    assert "the model does not know vw, so these photos count as errors" in caplog.text
 
 
 def test_days_tell_how_it_changed(model, tmp_path):
@@ -76,6 +94,8 @@ def test_days_tell_how_it_changed(model, tmp_path):
     assert first.confidence == pytest.approx(0.7)
     assert (second.date, second.answers, second.failures) == ("2026-11-03", 1, 0)
     assert found.failures == {"too_large": 1}
+    assert (found.answered, found.failed) == (4, 1)
+    assert (found.expected_accuracy, found.reference_confidence) == (pytest.approx(0.7), pytest.approx(0.5))
 
 
 def test_the_page_needs_no_network_and_has_every_part(model, tmp_path):
@@ -91,7 +111,7 @@ def test_the_page_needs_no_network_and_has_every_part(model, tmp_path):
 def test_a_model_of_an_older_carbrand_needs_a_reference(model, tmp_path):
     (model / "1" / exported.REFERENCE).unlink()
     logs.write(tmp_path / "log", alike(range(60)))
-    with pytest.raises(DataError, match=r"reference.jsonl: not there, as an older carbrand exported it. Export again"):
+    with pytest.raises(DataError, match=r"reference.jsonl: not there: .* or an older carbrand exported it"):
         monitor.run(model, tmp_path / "log", tmp_path / "out")
 
 
@@ -99,6 +119,8 @@ def test_bad_input_is_named_before_anything_is_written(model, tmp_path):
     logs.write(tmp_path / "log", [{**logs.row(1), "error": "x"}])
     with pytest.raises(DataError, match="log: holds 1 failures and no prediction. Look at them"):
         monitor.run(model, tmp_path / "log", tmp_path / "out")
+    with pytest.raises(ConfigError, match="1: lies in the model. Name a folder elsewhere"):
+        monitor.run(model, tmp_path / "log", model / "1")
     with pytest.raises(ConfigError, match="--min_shift=2: give a number at least 0 and at most 1"):
         monitor.run(model, tmp_path / "log", tmp_path / "out", min_shift=2)
     with pytest.raises(DataError, match="no such folder. Make it with `carbrand export"):

@@ -4,13 +4,16 @@ import json
 import pathlib
 
 import logs
+import numpy as np
 import pytest
+import tensorflow as tf
 
 from beam_jobs import build_dataset
-from carbrand import files
+from carbrand import cli, exported, files
 from carbrand.data import catalogue, manifest
 from carbrand.errors import ConfigError, DataError
 from carbrand.monitoring import monitor, review
+from carbrand.training import checkpoint
 
 
 @pytest.fixture
@@ -59,13 +62,37 @@ def test_a_table_that_is_filled_in_becomes_records_and_tells_the_accuracy(model,
     assert found.accuracy.value == 0  # the log says audi
 
 
-def test_photos_of_records_are_ranked_by_doubt(tiny_model, drawn_records, tmp_path):
-    found = review.run(tiny_model, tmp_path / "out", data=drawn_records, num_photos=5)
-    assert 1 <= len(found) <= 5
+def test_photos_of_records_are_ranked_by_doubt(tiny_model, drawn_records, tmp_path, monkeypatch):
+    photos = list(review.photos_of(drawn_records))
+    brands = sorted({photo.row.brand for photo in photos})
+    wrong = [photos[3], photos[11]]
+
+    def features(_, given):
+        """What a model sees that tells the brands apart, and sees another one in two photos."""
+        seen = [brands.index(photo.row.brand) for photo in given]
+        for photo in wrong:
+            number = [other.row.sha256 for other in given].index(photo.row.sha256)
+            seen[number] = (seen[number] + 1) % len(brands)
+        return np.eye(len(brands))[seen]
+
+    monkeypatch.setattr(review, "features_of", features)
+    found = review.run(tiny_model, tmp_path / "out", data=drawn_records)
+    assert {candidate.sha256 for candidate in found} == {photo.row.sha256 for photo in wrong}
     for candidate in found:
-        assert candidate.label == pathlib.Path(candidate.path).parent.name != candidate.suggested
-        assert pathlib.Path(candidate.path).is_file()
+        assert candidate.label == pathlib.Path(candidate.path).parent.name
+        assert candidate.suggested == brands[(brands.index(candidate.label) + 1) % len(brands)]
+    assert len(table_of(tmp_path / "out")) == 2
     assert not (tmp_path / "out" / "photos").exists()
+
+
+def test_features_are_what_the_head_turns_into_logits(tiny_model, tiny_run, drawn_records):
+    photos = list(review.photos_of(drawn_records))[:40]
+    found = review.features_of(tiny_model, photos)
+    assert found.shape == (40, 2048)
+    encoded = tf.constant([photo.encoded() for photo in photos])
+    logits = exported.load_graph(tiny_model).signatures["serving_default"](encoded)["logits"].numpy()
+    kernel, bias = checkpoint.load_model(tiny_run)[0].get_layer("logits").get_weights()
+    np.testing.assert_allclose(found @ kernel + bias, logits, atol=1e-3)
 
 
 @contextlib.contextmanager
@@ -120,5 +147,25 @@ def test_bad_input_is_named(model, log, drawn_records, tmp_path):
         review.run(model, tmp_path / "out", log=tmp_path / "other")
     for path in log.glob("photos/*/*"):
         path.write_bytes(b"broken")
-    with pytest.raises(DataError, match="not_an_image: starts with b'broken'. Remove it"):
-        review.run(model, tmp_path / "out", log=log)
+    for _ in range(2):  # the first has left nothing that stops the second
+        with pytest.raises(DataError, match="not_an_image: starts with b'broken'. Remove it"):
+            review.run(model, tmp_path / "out", log=log)
+    assert not (tmp_path / "out").exists()
+
+
+def test_records_that_say_too_little_are_named(model, drawn_photos, tmp_path):
+    for number in range(2):
+        for brand in ("arvena", "belmarr"):
+            for path in sorted((drawn_photos / brand).glob("0*.jpg"))[2 * number : 2 * number + 2]:
+                files.write_bytes(tmp_path / "photos" / brand / path.name, path.read_bytes())
+    build_dataset.run(tmp_path / "photos", tmp_path / "records")
+    with pytest.raises(DataError, match="has too few photos to say something of each .* and one with 5 photos"):
+        review.run(model, tmp_path / "out", data=tmp_path / "records")
+    with pytest.raises(ConfigError, match="--since and --until choose answers of a log. Give --log"):
+        review.run(model, tmp_path / "out", data=tmp_path / "records", since="2026-11-01")
+
+
+def test_the_command_says_where_the_page_is(model, log, tmp_path, capsys):
+    arguments = ["review", "--model", model, "--log", log, "--output", tmp_path / "out", "--photos", 5]
+    assert cli._run(cli._parse(["carbrand", *map(str, arguments)])) == 0
+    assert capsys.readouterr().out == f"Review, 5 photos: {tmp_path / 'out' / 'review.html'}\n"

@@ -36,6 +36,23 @@ def test_no_photo_is_judged_by_one_of_its_own_group(clusters):
     assert (own == 3).all()  # as a classifier that has seen them says
 
 
+@pytest.mark.parametrize(
+    ("labels", "groups", "are_enough"),
+    [
+        ([0, 0, 0, 0, 0, 1, 1], [0, 1, 2, 3, 4, 5, 6], True),
+        ([0, 0, 0, 0, 0, 1, 1], [0, 1, 2, 3, 4, 5, 5], False),  # one group of the second brand
+        ([0, 0, 0, 0, 1, 1, 1], [0, 1, 2, 3, 4, 5, 6], False),  # four of the larger brand
+        ([0, 0, 0, 0, 0, 1, 1], [0, 0, 0, 1, 1, 2, 3], False),  # four groups
+        ([0] * 9, list(range(9)), False),
+    ],
+)
+def test_how_many_photos_are_enough(labels, groups, are_enough):
+    labels, groups = np.array(labels), np.array(groups)
+    assert suspects.are_enough(labels, groups) == are_enough
+    if are_enough:
+        assert suspects.probabilities(np.eye(len(labels)), labels, groups).shape == (len(labels), 2)
+
+
 def test_margin_by_hand():
     found = np.array([[0.7, 0.2, 0.1], [0.7, 0.2, 0.1], [0.0, 0.0, 1.0]])
     np.testing.assert_allclose(suspects.margins(found, np.array([0, 2, 2])), [0.5, -0.6, 1.0])
