@@ -2,6 +2,7 @@
 
 import base64
 import io
+import pathlib
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
@@ -9,6 +10,8 @@ import jinja2
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+_SHARED = pathlib.Path(__file__).parent  # base.css, which every page includes
 
 
 def load(package: str, name: str, filters: Mapping[str, Callable[..., str]] | None = None) -> jinja2.Template:
@@ -20,7 +23,7 @@ def load(package: str, name: str, filters: Mapping[str, Callable[..., str]] | No
         filters: of the template's own, by name.
     """
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader(package),
+        loader=jinja2.ChoiceLoader([jinja2.PackageLoader(package), jinja2.FileSystemLoader(_SHARED)]),
         autoescape=jinja2.select_autoescape(),
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
