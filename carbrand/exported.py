@@ -171,6 +171,13 @@ def write(version_folder: str | os.PathLike[str], exported: Exported) -> None:
     files.write_json(pathlib.Path(version_folder) / MANIFEST, dataclasses.asdict(exported))
 
 
+def check_elsewhere(output: str | os.PathLike[str], version_folder: pathlib.Path) -> None:
+    """Raises ConfigError if `output` lies in a version, or would look like one beside it."""
+    path, version = pathlib.Path(output).resolve(), version_folder.resolve()
+    if path.is_relative_to(version) or (path.parent == version.parent and path.name.isdecimal()):
+        raise ConfigError(f"--output={output}: lies in the model. Name another place.")
+
+
 def check_output(folder: str | os.PathLike[str]) -> None:
     """Raises ConfigError unless a version can be added to `folder`: it is new, empty or holds versions."""
     folder = pathlib.Path(folder)

@@ -9,12 +9,10 @@ import collections
 import dataclasses
 import itertools
 import os
-import pathlib
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from carbrand import files
-from carbrand.errors import DataError
 
 _MEASURES = ("height", "width", "original_height", "original_width", "bytes")
 _SHORT_SIDES_PX = (128, 256, 512, 1024, 2048)  # edges of the histogram
@@ -81,15 +79,6 @@ def read(path: str | os.PathLike[str]) -> Iterator[Row]:
     """The rows of one catalogue file, one by one."""
     for row in files.read_jsonl(path):
         yield Row(**{**row, "mean_rgb": tuple(row["mean_rgb"])})
-
-
-def of_shards(folder: str | os.PathLike[str], shard_names: Iterable[str]) -> list[Row]:
-    """The photos of shards of a records folder, in the order of their records; DataError if a file is not there."""
-    paths = [pathlib.Path(folder) / name_of(name) for name in shard_names]
-    try:
-        return [row for path in paths for row in read(path)]
-    except OSError as error:
-        raise DataError(f"{error.filename}: cannot be read ({error.strerror}). Run `carbrand build` again.") from error
 
 
 class Sums:

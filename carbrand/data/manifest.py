@@ -50,11 +50,6 @@ class Split:
         """How many records all shards hold together."""
         return sum(shard.records for shard in self.shards)
 
-    @property
-    def shard_names(self) -> list[str]:
-        """The file names of the shards."""
-        return [shard.name for shard in self.shards]
-
 
 @dataclasses.dataclass(frozen=True)
 class Manifest:
@@ -140,6 +135,29 @@ def load(folder: str | os.PathLike[str]) -> Manifest:
             "run `carbrand build` again with the same arguments."
         )
     return _from_json(_parse(path), path)
+
+
+def load_photos(folder: str | os.PathLike[str], split: str) -> list[catalogue.Row]:
+    """What the catalogue knows of the photos of a split, in the order of its records.
+
+    Raises:
+        DataError: the folder is not complete, or its catalogue is gone, damaged or of other records.
+    """
+    rows = []
+    for shard in load(folder).splits[split].shards:
+        path = pathlib.Path(folder) / catalogue.name_of(shard.name)
+        try:
+            found = list(catalogue.read(path))
+        except OSError as error:
+            raise errors.DataError(f"{path}: cannot be read ({error.strerror}). Run `carbrand build` again.") from error
+        except (ValueError, TypeError, KeyError) as error:
+            raise errors.DataError(f"{path}: damaged ({error}). Run `carbrand build` again.") from error
+        if len(found) != shard.records:
+            raise errors.DataError(
+                f"{path}: has {len(found)} rows, its shard has {shard.records} records. Run `carbrand build` again."
+            )
+        rows += found
+    return rows
 
 
 def load_index(folder: str | os.PathLike[str], split: str) -> np.ndarray:

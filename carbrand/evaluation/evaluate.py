@@ -61,7 +61,7 @@ def run(
         batches = model.predict(data, split, batch_size)
         logits = np.concatenate(list(_with_progress(batches, len(reader), f"evaluate {split}")))
     probabilities = temperature.probabilities(logits)
-    photos = catalogue.of_shards(data, dataset.splits[split].shard_names)
+    photos = manifest.load_photos(data, split)
     groups, labels = [photo.group for photo in photos], reader.labels
     columns = slices.columns_of(photos)
     result = metrics.compute(labels, probabilities, model.brands, groups)

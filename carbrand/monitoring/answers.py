@@ -3,18 +3,22 @@
 import collections
 import dataclasses
 import datetime
+import json
 import os
 import pathlib
+import re
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from carbrand import files
+from carbrand.data.paths import printable
 from carbrand.errors import ConfigError, DataError
 
 _LOGS = "*.jsonl"
+_SHA256 = re.compile("[0-9a-f]{64}")
+_MAX_SIDE_PX = 2**31 - 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,14 +27,14 @@ class Answers:
 
     Attributes:
       time: [N] when, UTC; not a time where the row does not say it.
-      sha256: [N] of the photo.
-      brand: [N] that was predicted.
+      sha256: [N] of the photo, str.
+      brand: [N] that was predicted, str.
       probability: [N] of that brand, calibrated, 0 to 1.
       is_unknown: [N] bool, whether the photo was called unknown.
-      width: [N] pixels, as it was sent; `height` too.
-      height: [N].
+      width: [N] pixels, as it was sent.
+      height: [N] pixels.
       mean_rgb: [N, 3] mean colour, 0 to 255.
-      label: [N] true brands, "" where it is not known.
+      label: [N] true brands, str, "" where it is not known.
       days: Answers and failures by day, repeated photos included.
       failures: Photos without a prediction, by the code of the reason.
       repeated: Answers for photos that had been seen before.
@@ -39,14 +43,14 @@ class Answers:
     """
 
     time: NDArray[np.datetime64]
-    sha256: NDArray[np.str_]
-    brand: NDArray[np.str_]
+    sha256: NDArray[np.object_]
+    brand: NDArray[np.object_]
     probability: NDArray[np.floating]
     is_unknown: NDArray[np.bool_]
     width: NDArray[np.integer]
     height: NDArray[np.integer]
     mean_rgb: NDArray[np.floating]
-    label: NDArray[np.str_]
+    label: NDArray[np.object_]
     days: dict[str, collections.Counter[str]]
     failures: dict[str, int]
     repeated: int
@@ -55,6 +59,20 @@ class Answers:
 
     def __len__(self) -> int:
         return len(self.brand)
+
+
+# Texts as objects: an array of fixed width would be as wide as the longest one.
+_DTYPES: dict[str, Any] = {
+    "time": "datetime64[ms]",
+    "sha256": object,
+    "brand": object,
+    "probability": float,
+    "is_unknown": bool,
+    "width": int,
+    "height": int,
+    "mean_rgb": float,
+    "label": object,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,32 +112,33 @@ def read(log: str | os.PathLike[str], *, version: int | None, period: Period) ->
     counts: collections.Counter[str] = collections.Counter()
     failures: collections.Counter[str] = collections.Counter()
     days: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
-    for row in _rows(log):
+    for line in _lines(log):
         try:
-            time = _time_of(row)
+            row = json.loads(line)
+            time = _utc(row["time"]) if "time" in row else None  # a reference does not say it
             if time not in period:
                 continue
-            if version is not None and row.get("model_version", version) != version:
+            if version is not None and row.get("model_version") not in (None, version):
                 counts["other_versions"] += 1
                 continue
             answer = None if "error" in row else _answer(row, time)
-        except (KeyError, TypeError, ValueError, OverflowError):
+        except (KeyError, TypeError, ValueError, OverflowError, RecursionError):
             counts["unreadable"] += 1
             continue
-        day = days[f"{time:%Y-%m-%d}" if time else ""]
+        day = days[time.date().isoformat() if time else ""]
         if answer is None:
             day["failures"] += 1
-            failures[str(row["error"]).partition(":")[0]] += 1
-        else:
-            day["answers"] += 1
-            if answer["sha256"] in seen:
-                counts["repeated"] += 1
-                continue
-            seen.add(answer["sha256"])
-            for name, values in columns.items():
-                values.append(answer[name])
+            failures[printable(str(row["error"]).partition(":")[0])] += 1
+            continue
+        day["answers"] += 1
+        if answer["sha256"] in seen:
+            counts["repeated"] += 1
+            continue
+        seen.add(answer["sha256"])
+        for name, values in columns.items():
+            values.append(answer[name])
     if not seen and not failures:
-        raise DataError(f"{log}: {_why_empty(counts, version)}")
+        raise DataError(f"{log}: {_why_empty(counts, version, period)}")
     return Answers(
         **{name: np.array(values, _DTYPES[name]) for name, values in columns.items()},
         days=dict(sorted(days.items())),
@@ -130,59 +149,62 @@ def read(log: str | os.PathLike[str], *, version: int | None, period: Period) ->
     )
 
 
-_DTYPES: dict[str, Any] = {
-    "time": "datetime64[ms]",
-    "sha256": str,
-    "brand": str,
-    "probability": float,
-    "is_unknown": bool,
-    "width": int,
-    "height": int,
-    "mean_rgb": float,
-    "label": str,
-}
+def files_of(log: str | os.PathLike[str]) -> list[pathlib.Path]:
+    """The files of a log, in the order in which they were begun.
+
+    Raises:
+      DataError: There is no such log.
+    """
+    path = pathlib.Path(log)
+    if not path.exists():
+        raise DataError(f"{log}: no such log. Write one with `carbrand serve --log {log}`.")
+    return sorted(path.glob(_LOGS)) if path.is_dir() else [path]
 
 
-def _time_of(row: dict[str, Any]) -> datetime.datetime | None:
-    """When a row was written, UTC; None if it does not say it, as those of a reference."""
-    return _utc(row["time"]) if "time" in row else None
-
-
-def _utc(text: str) -> datetime.datetime:
-    """A time in ISO 8601, which is UTC where it names no zone; ValueError if it is none."""
-    time = datetime.datetime.fromisoformat(text)
-    return time.astimezone(datetime.UTC) if time.tzinfo else time.replace(tzinfo=datetime.UTC)
+def _lines(log: str | os.PathLike[str]) -> Iterator[bytes]:
+    """All whole lines of a log: the last one may still be being written, or was when a server was killed."""
+    for path in files_of(log):
+        with path.open("rb") as file:
+            yield from (line for line in file if line.endswith(b"\n"))
 
 
 def _answer(row: dict[str, Any], time: datetime.datetime | None) -> dict[str, Any]:
     """The columns of a row; KeyError, TypeError or ValueError if it is no answer."""
-    red, green, blue = map(float, row["mean_rgb"])
-    levels = (red, green, blue, row["probability"] * 255)
-    if not (all(0 <= level <= 255 for level in levels) and min(row["width"], row["height"]) > 0):
-        raise ValueError("no colour, no probability, or no photo")
-    return {
+    answer: dict[str, Any] = {
         "time": time and time.replace(tzinfo=None),
-        "sha256": str(row["sha256"]),
-        "brand": str(row["brand"]),
-        "probability": float(row["probability"]),
-        "is_unknown": bool(row["is_unknown"]),
-        "width": int(row["width"]),
-        "height": int(row["height"]),
-        "mean_rgb": (red, green, blue),
+        "sha256": _text(row["sha256"]),
+        "brand": _text(row["brand"]),
+        "probability": _number(row["probability"], 0, 1),
+        "is_unknown": _truth(row["is_unknown"]),
+        "width": int(_number(row["width"], 1, _MAX_SIDE_PX)),
+        "height": int(_number(row["height"], 1, _MAX_SIDE_PX)),
+        "mean_rgb": [_number(level, 0, 255) for level in row["mean_rgb"]],
         "label": str(row.get("label", "")),
     }
+    if not _SHA256.fullmatch(answer["sha256"]) or len(answer["mean_rgb"]) != 3:
+        raise ValueError("no SHA-256, or no colour")
+    return answer
 
 
-def _rows(log: str | os.PathLike[str]) -> Iterator[dict[str, Any]]:
-    """All rows of a log's files, in the order in which they were begun; without lines that are cut off."""
-    path = pathlib.Path(log)
-    if not path.exists():
-        raise DataError(f"{log}: no such log. Write one with `carbrand serve --log {log}`.")
-    for file in sorted(path.glob(_LOGS)) if path.is_dir() else [path]:
-        yield from files.read_log(file)
+def _text(value: Any) -> str:
+    if not isinstance(value, str) or not value:
+        raise TypeError("no text")
+    return printable(value)
 
 
-def _why_empty(counts: collections.Counter[str], version: int | None) -> str:
+def _truth(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise TypeError("neither true nor false")
+    return value
+
+
+def _number(value: Any, least: float, most: float) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:
+        raise ValueError("no number, or out of range")
+    return value
+
+
+def _why_empty(counts: collections.Counter[str], version: int | None, period: Period) -> str:
     if counts["other_versions"]:
         return (
             f"holds no answer of version {version} in this time, but {counts['other_versions']} of others. "
@@ -190,7 +212,15 @@ def _why_empty(counts: collections.Counter[str], version: int | None) -> str:
         )
     if counts["unreadable"]:
         return f"holds {counts['unreadable']} lines that are no answers of `carbrand serve --log`. Name such a log."
+    if period == Period():
+        return "holds no answer. Name what `carbrand serve --log` wrote."
     return "holds no answer in this time. Name another --since or --until, or another log."
+
+
+def _utc(text: str) -> datetime.datetime:
+    """A time in ISO 8601, which is UTC where it names no zone; ValueError if it is none."""
+    time = datetime.datetime.fromisoformat(text)
+    return time.astimezone(datetime.UTC) if time.tzinfo else time.replace(tzinfo=datetime.UTC)
 
 
 def _time(name: str, text: str | None) -> datetime.datetime | None:

@@ -17,7 +17,10 @@ from carbrand.monitoring.answers import Answers
 
 ALPHA = 0.05
 MIN_SHIFT = 0.1  # a guess; below, 9 of 10 photos could stay as they are
-_PERMUTATIONS = 9_999
+_PERMUTATIONS = 1_999
+_MAX_PERMUTED = 2_000  # photos of both samples together: half a second for all measures
+_MANY = 100  # as n m / (n + m): from here on the asymptotic distribution of the Kolmogorov-Smirnov distance is right
+_ROUNDING = 1e-12
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 
 CLASSES: dict[str, Callable[[Answers], NDArray]] = {
@@ -42,7 +45,7 @@ class Shift:
       signal: A key of `CLASSES` or `MEASURES`.
       size: 0 to 1, see above.
       p_value: How probable chance alone makes one at least so large.
-      beyond_chance: The size from which on a shift of so many photos is no chance, about; at most 1.
+      beyond_chance: The size from which on a shift of so many photos is no chance, about; None if it always may be.
       before: Of the reference: the median, or the share of unknown photos; None for brands.
       now: Of the photos.
       has_drifted: Whether it is no chance, and large.
@@ -51,7 +54,7 @@ class Shift:
     signal: str
     size: float
     p_value: float
-    beyond_chance: float
+    beyond_chance: float | None
     before: float | None
     now: float | None
     has_drifted: bool
@@ -63,14 +66,14 @@ def shifts(reference: Answers, now: Answers, min_shift: float = MIN_SHIFT, *, se
     found = []
     for signal, values_of in {**CLASSES, **MEASURES}.items():
         samples = values_of(reference), values_of(now)
-        test = total_variation(*samples, rng) if signal in CLASSES else kolmogorov_smirnov(*samples)
+        test = (total_variation if signal in CLASSES else kolmogorov_smirnov)(*samples, rng)
         before, after = (None if signal == "brand" else _middle(sample) for sample in samples)
         has_drifted = test[1] <= ALPHA / NUM_SIGNALS and test[0] >= min_shift
         found.append(Shift(signal, *test, before, after, has_drifted))
     return sorted(found, key=lambda shift: -shift.size)
 
 
-def total_variation(before: NDArray, now: NDArray, rng: np.random.Generator) -> tuple[float, float, float]:
+def total_variation(before: NDArray, now: NDArray, rng: np.random.Generator) -> tuple[float, float, float | None]:
     """Of two samples of classes: size, p-value and `Shift.beyond_chance`, by random permutations of the photos."""
     _, classes = np.unique(np.concatenate([before, now]), return_inverse=True)
     total = np.bincount(classes)
@@ -79,18 +82,45 @@ def total_variation(before: NDArray, now: NDArray, rng: np.random.Generator) -> 
     def distance(counts: NDArray[np.integer]) -> NDArray[np.floating]:
         return np.abs((total - counts) / len(before) - counts / len(now)).sum(axis=-1) / 2
 
-    size = float(distance(of_now))
     drawn = distance(rng.multivariate_hypergeometric(total, len(now), _PERMUTATIONS, method="marginals"))
-    at_least = int((drawn >= size - 1e-12).sum())
-    return size, (1 + at_least) / (1 + _PERMUTATIONS), float(np.quantile(drawn, 1 - ALPHA / NUM_SIGNALS))
+    return _judged(float(distance(of_now)), drawn)
 
 
-def kolmogorov_smirnov(before: NDArray, now: NDArray) -> tuple[float, float, float]:
-    """Of two samples of a measure: size, p-value and `Shift.beyond_chance`."""
-    test = scipy.stats.ks_2samp(before, now, method="asymp")
-    # The first term of Kolmogorov's series, which is all of it for sizes this rare.
-    beyond_chance = np.sqrt(-np.log(ALPHA / NUM_SIGNALS / 2) / 2 * (1 / len(before) + 1 / len(now)))
-    return float(test.statistic), float(test.pvalue), min(1.0, float(beyond_chance))
+def kolmogorov_smirnov(before: NDArray, now: NDArray, rng: np.random.Generator) -> tuple[float, float, float | None]:
+    """Of two samples of a measure: size, p-value and `Shift.beyond_chance`.
+
+    By random permutations of the photos, right for few of them and for equal values; of more than 2,000 by the
+    asymptotic distribution. If one sample alone is small, chance is that of 2,000 photos.
+    """
+    size = float(scipy.stats.ks_2samp(before, now, method="asymp").statistic)
+    many = len(before) * len(now) / (len(before) + len(now))
+    if len(before) + len(now) > _MAX_PERMUTED and many >= _MANY:
+        # The first term of Kolmogorov's series, which is all of it for sizes this rare.
+        beyond_chance = np.sqrt(-np.log(ALPHA / NUM_SIGNALS / 2) / 2 / many)
+        return size, float(scipy.stats.kstwobign.sf(size * np.sqrt(many))), float(beyond_chance)
+    small, large = sorted([before, now], key=len)
+    large = rng.permutation(large)[: _MAX_PERMUTED - len(small)]
+    return _judged(size, _permuted_distances(small, large, rng))
+
+
+def _permuted_distances(small: NDArray, large: NDArray, rng: np.random.Generator) -> NDArray[np.floating]:
+    """The Kolmogorov-Smirnov distances of random permutations of two samples."""
+    below = np.cumsum(np.unique(np.concatenate([small, large]), return_counts=True)[1])  # equal values count together
+    is_small = np.arange(len(small) + len(large)) < len(small)
+    distances = []
+    for _ in range(_PERMUTATIONS):
+        of_small = np.cumsum(rng.permutation(is_small))[below - 1]
+        distances.append(np.abs(of_small / len(small) - (below - of_small) / len(large)).max())
+    return np.array(distances)
+
+
+def _judged(size: float, drawn: NDArray[np.floating]) -> tuple[float, float, float | None]:
+    """A size with its p-value, and the least size that is no chance, given what chance has drawn."""
+    drawn = np.sort(drawn)
+    p_value = (1 + int((drawn >= size - _ROUNDING).sum())) / (1 + len(drawn))
+    allowed = int(ALPHA / NUM_SIGNALS * (1 + len(drawn))) - 1  # so many may be as large
+    larger = drawn[drawn > drawn[-1 - allowed] + _ROUNDING]
+    return size, p_value, float(larger[0]) if len(larger) else None
 
 
 def _middle(sample: NDArray) -> float:

@@ -18,6 +18,7 @@ import numpy as np
 from carbrand import checks, exported, files
 from carbrand.data import brands as brand_names
 from carbrand.data import local_files, tables
+from carbrand.data.paths import shown
 from carbrand.errors import ConfigError, DataError
 from carbrand.evaluation.bootstrap import wilson_interval
 from carbrand.monitoring import answers, drift, page, selection, text
@@ -26,6 +27,8 @@ from carbrand.monitoring.results import Accuracy, BrandShare, Day, Monitoring
 
 FORMAT_VERSION = 1
 REPORT, TEXT, FILE_NAME = "monitor.html", "monitor.txt", "monitor.json"
+
+OTHERS = "(other brands)"
 
 _LOG = logging.getLogger(__name__)
 
@@ -64,13 +67,12 @@ def run(
     """
     checks.folder("--output", output)
     version = exported.find(model_dir)
-    if pathlib.Path(output).resolve().is_relative_to(version.resolve()):
-        raise ConfigError(f"--output={output}: lies in the model. Name a folder elsewhere.")
+    exported.check_elsewhere(output, version)
     checks.number("--min_shift", min_shift, at_least=0, at_most=1)
     period = Period.parse(since, until)
     description = exported.load(version)
-    now = _with_photos(answers.read(log, version=exported.number_of(version), period=period), log)
-    before = _with_photos(_reference(version, log, reference, period), reference or version)
+    now = _of_photos(answers.read(log, version=exported.number_of(version), period=period), log, description.brands)
+    before = _of_photos(_reference(version, log, reference, period), reference or version, description.brands)
     truth = {} if labels is None else _labels(labels, now, log, description.brands)
     found = Monitoring(
         facts=_facts(version, description.facts, log, reference, period) | _counts(now, before),
@@ -103,39 +105,57 @@ def _reference(
             )
         return answers.read(path, version=None, period=Period())
     number = exported.number_of(version)
-    if not pathlib.Path(reference).exists() or not pathlib.Path(reference).samefile(log):
+    ours, theirs = ({path.resolve() for path in answers.files_of(place)} for place in (log, reference))
+    if not ours & theirs:
         return answers.read(reference, version=number, period=Period())
     if period.since is None:
         raise ConfigError(f"--reference={reference}: is the log itself. Give --since: before it is the reference.")
     return answers.read(reference, version=number, period=Period(until=period.since))
 
 
-def _with_photos(found: Answers, where: str | os.PathLike[str]) -> Answers:
+def _of_photos(found: Answers, where: str | os.PathLike[str], brands: Sequence[str]) -> Answers:
+    """`found`, with one name for all brands that are none of `brands`."""
     if not len(found):
         raise DataError(f"{where}: holds {sum(found.failures.values())} failures and no prediction. Look at them.")
-    return found
+    is_other = ~np.isin(found.brand, brands)
+    if is_other.any():
+        example = found.brand[is_other][0]
+        _LOG.warning("%s: %d answers name brands that the model does not know, as %s", where, is_other.sum(), example)
+    return dataclasses.replace(found, brand=np.where(is_other, OTHERS, found.brand))
 
 
 def _labels(
     path: str | os.PathLike[str], now: Answers, log: str | os.PathLike[str], brands: Sequence[str]
 ) -> dict[str, str]:
-    """The true brands of photos in the log, by SHA-256; of a review only of those chosen by chance."""
-    if not tables.is_table(str(path)):
-        raise ConfigError(f"--labels={path}: is no table. Name a .csv, .tsv, .jsonl or .parquet file.")
-    truth = {}
-    with local_files.open(str(path)) as file:
-        for row in tables.read(str(path), file):
-            if not {"sha256", "brand"} <= row.values.keys():
-                raise DataError(f"{row.where}: has no columns sha256 and brand. Name a table that has both.")
-            if row.values["brand"].strip() and row.values.get("chosen", selection.BY_CHANCE) == selection.BY_CHANCE:
-                truth[row.values["sha256"].strip().lower()] = brand_names.normalise(row.values["brand"])
-    known = {photo: truth[photo] for photo in now.sha256.tolist() if photo in truth}
+    """The true brands of photos in the log, by SHA-256."""
+    truth = _truth(path)
+    known = {photo: truth[photo] for photo in now.sha256 if photo in truth}
     if not known:
-        raise DataError(f"{path}: none of its {len(truth)} photos with a brand is in {log}. Name its labels.")
+        raise DataError(
+            f"{path}: of its {len(truth)} photos with a brand, those chosen as hard ones left out, none is in {log}. "
+            "Name the labels of its photos."
+        )
     others = sorted(set(known.values()) - set(brands))
     if others:
         _LOG.warning("%s: the model does not know %s, so these photos count as errors", path, ", ".join(others))
     return known
+
+
+def _truth(path: str | os.PathLike[str]) -> dict[str, str]:
+    """The brands in a table, by SHA-256; of a review only of those chosen by chance: the others are harder."""
+    if not tables.is_table(str(path)):
+        raise ConfigError(f"--labels={path}: is no table. Name a .csv, .tsv, .jsonl or .parquet file.")
+    truth: dict[str, str] = {}
+    with local_files.open(str(path)) as file:
+        for row in tables.read(str(path), file):
+            if not {"sha256", "brand"} <= row.values.keys():
+                raise DataError(f"{row.where}: has no columns sha256 and brand. Name a table that has both.")
+            photo, brand = row.values["sha256"].strip().lower(), brand_names.normalise(row.values["brand"])
+            if not brand or row.values.get("chosen", selection.BY_CHANCE) != selection.BY_CHANCE:
+                continue
+            if truth.setdefault(photo, brand) != brand:
+                raise DataError(f"{row.where}: says {brand!r} of {photo}, a row above {truth[photo]!r}. Keep one.")
+    return truth
 
 
 def _accuracy(found: Answers, truth: Mapping[str, str]) -> Accuracy | None:
@@ -149,7 +169,9 @@ def _accuracy(found: Answers, truth: Mapping[str, str]) -> Accuracy | None:
 def _brands(names: Sequence[str], before: Answers, now: Answers) -> list[BrandShare]:
     counts = [collections.Counter(found.brand.tolist()) for found in (before, now)]
     rows = [
-        BrandShare(name, counts[0][name] / len(before), counts[1][name] / len(now), counts[1][name]) for name in names
+        BrandShare(name, counts[0][name] / len(before), counts[1][name] / len(now), counts[1][name])
+        for name in (*names, OTHERS)
+        if name != OTHERS or any(count[OTHERS] for count in counts)
     ]
     return sorted(rows, key=lambda row: -abs(row.now - row.before))
 
@@ -173,10 +195,10 @@ def _facts(
 ) -> dict[str, Any]:
     """What was compared, in JSON values."""
     return {
-        "model": str(version),
-        **{name: trained[name] for name in ("run", "step")},
-        "log": str(log),
-        "reference": str(reference or version / exported.REFERENCE),
+        "model": shown(str(version)),
+        **{name: trained.get(name) for name in ("run", "step")},
+        "log": shown(str(log)),
+        "reference": shown(str(reference or version / exported.REFERENCE)),
         "since": period.since and period.since.isoformat(),
         "until": period.until and period.until.isoformat(),
     }
@@ -186,8 +208,8 @@ def _counts(now: Answers, before: Answers) -> dict[str, Any]:
     """How much there was to compare, in JSON values."""
     known = now.time[~np.isnat(now.time)]
     return {
-        "first answer": str(known.min()) if len(known) else None,
-        "last answer": str(known.max()) if len(known) else None,
+        "first answer": f"{known.min()}Z" if len(known) else None,
+        "last answer": f"{known.max()}Z" if len(known) else None,
         "photos": len(now),
         "photos of the reference": len(before),
         "repeated answers left out": now.repeated,

@@ -19,6 +19,7 @@ def render(found: Monitoring, before: Answers, now: Answers) -> str:
     filters: dict[str, Callable[..., str]] = {
         "percent": lambda share: "–" if share is None else text.percent(share),
         "chance": text.probability,
+        "limit": text.limit,
         "middle": lambda shift, value: text.middle(shift, value) or "–",
         "accuracy": text.accuracy,
     }

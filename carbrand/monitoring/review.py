@@ -2,16 +2,18 @@
 
 review.html   the photos, with a field for the brand of each; saves the table of those that were filled in
 review.csv    the same photos, with an empty column for their brands
-photos/       those of a log, as they were sent; the table names them, so that `build` reads it once it is filled in
+photos/       those of a log, as they were sent; the table names them, so that `build` reads it with their brands
 """
 
 import csv
 import dataclasses
 import io
+import logging
 import os
 import pathlib
 import shlex
 import shutil
+import tempfile
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -20,6 +22,7 @@ from numpy.typing import NDArray
 
 from carbrand import checks, exported, files, templates
 from carbrand.data import catalogue, images, manifest
+from carbrand.data.paths import shown
 from carbrand.data.reader import RecordReader
 from carbrand.errors import ConfigError, DataError
 from carbrand.monitoring import answers, selection
@@ -31,6 +34,7 @@ NUM_PHOTOS = 100
 CONTRADICTED = "label contradicted"
 _THUMBNAIL_PX = 256
 _BATCH = 32
+_LOG = logging.getLogger(__name__)
 _COLUMNS = ("path", "brand", "sha256", "label", "suggested", "probability", "chosen")
 
 
@@ -68,6 +72,9 @@ class RecordedPhoto:
         return self.reader.photo(self.number)
 
 
+_Found = tuple[Candidate, bytes, pathlib.Path | None]  # a JPEG of the photo, and the file that is to be copied
+
+
 def run(
     model_dir: str | os.PathLike[str],
     output: str | os.PathLike[str],
@@ -102,60 +109,62 @@ def run(
         raise ConfigError("--since and --until choose answers of a log. Give --log, or leave them out.")
     checks.folder("--output", output)
     checks.number("--photos", num_photos, at_least=1, whole=True)
+    checks.number("--seed", seed, at_least=0, whole=True)
     output = pathlib.Path(output)
     if output.is_dir() and any(output.iterdir()):
         raise ConfigError(f"--output={output}: is not empty, and may hold labels. Name a new folder.")
     period = Period.parse(since, until)
     version = exported.find(model_dir)
-    brands = exported.load(version).brands
+    exported.check_elsewhere(output, version)
     if log is not None:
-        paths, candidates = _of_log(version, pathlib.Path(log), period, num_photos, seed)
-        pictures = [_picture(path) for path in paths]
-        (output / PHOTOS).mkdir(parents=True)
-        for path, candidate in zip(paths, candidates, strict=True):
-            shutil.copyfile(path, output / candidate.path)
+        found = _of_log(version, pathlib.Path(log), period, num_photos, seed)
     else:
-        photos, candidates = _of_data(version, data or "", num_photos)
-        pictures = [photo.encoded() for photo in photos]
-    page = templates.load("carbrand.monitoring", "review.html").render(
-        photos=[
-            (candidate, templates.data_uri(images.preview(picture, _THUMBNAIL_PX)))
-            for candidate, picture in zip(candidates, pictures, strict=True)
-        ],
-        columns=_COLUMNS,
-        rows=list(map(_row, candidates)),
-        brands=brands,
-        table=TABLE,
-        folder=shlex.quote(str(output)),
-        is_log=log is not None,
-    )
-    files.write_text(output / PAGE, page)
-    files.write_text(output / TABLE, _table(candidates))
+        found = _of_data(version, data or "", num_photos)
+    candidates = [candidate for candidate, _, _ in found]
+    pages = {
+        PAGE: _page(found, exported.load(version).brands, output, is_log=log is not None),
+        TABLE: _table(candidates),
+    }
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=output.parent, prefix=".unfinished-") as unfinished:
+        folder = pathlib.Path(unfinished, "review")
+        for candidate, _, original in found:
+            if original is not None:
+                (folder / PHOTOS).mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(original, folder / candidate.path)
+        for name, content in pages.items():
+            files.write_text(folder / name, content)
+        folder.replace(output)  # which is not there, or empty
     return candidates
 
 
-def _of_log(
-    version: pathlib.Path, log: pathlib.Path, period: Period, num_photos: int, seed: int
-) -> tuple[list[pathlib.Path], list[Candidate]]:
+def _of_log(version: pathlib.Path, log: pathlib.Path, period: Period, num_photos: int, seed: int) -> list[_Found]:
     """The chosen photos of a log, and what they will be called."""
     known = answers.read(log, version=exported.number_of(version), period=period)
-    paths = [log / PHOTOS / name[:2] / name for name in known.sha256.tolist()]
+    folder = (log if log.is_dir() else log.parent) / PHOTOS
+    paths = [folder / name[:2] / name for name in known.sha256]
     kept = np.flatnonzero([path.is_file() for path in paths])
     if not len(kept):
-        raise DataError(f"{log}: keeps none of the {len(known)} photos. Serve with --keep_photos.")
+        raise DataError(f"{folder}: holds none of the {len(known)} photos in {log}. Serve with --keep_photos.")
     chosen = selection.choose(known.probability[kept], known.is_unknown[kept], num_photos, seed)
-    rows = kept[list(chosen)].tolist()
-    candidates = []
-    for row, reason in zip(rows, chosen.values(), strict=True):
-        name = f"{PHOTOS}/{known.sha256[row]}{_suffix(paths[row])}"
-        answer = str(known.brand[row]), float(known.probability[row])
-        candidates.append(Candidate(name, str(known.sha256[row]), "", *answer, reason))
-    return [paths[row] for row in rows], candidates
+    found = []
+    for place, reason in chosen.items():
+        row = int(kept[place])
+        try:
+            content = paths[row].read_bytes()
+            name = f"{PHOTOS}/{known.sha256[row]}{images.suffix(content)}"
+            picture = images.normalise(content, resize_short_px=2 * _THUMBNAIL_PX).encoded
+        except images.Rejected as error:
+            _LOG.warning("%s: left out, %s: %s", paths[row], error.reason, error.detail)
+            continue
+        answer = known.brand[row], float(known.probability[row])
+        found.append((Candidate(name, known.sha256[row], "", *answer, reason), picture, paths[row]))
+    if not found:
+        raise DataError(f"{folder}: none of the {len(chosen)} chosen photos can be used. Look at the server's disk.")
+    return found
 
 
-def _of_data(
-    version: pathlib.Path, data: str | os.PathLike[str], num_photos: int
-) -> tuple[list[RecordedPhoto], list[Candidate]]:
+def _of_data(version: pathlib.Path, data: str | os.PathLike[str], num_photos: int) -> list[_Found]:
     """The photos of all splits whose labels the others contradict most."""
     from carbrand.monitoring import suspects  # here and not at the top: it loads scikit-learn, and a log needs none
 
@@ -166,13 +175,13 @@ def _of_data(
         raise DataError(f"{data}: has too few photos to say something of each from the others. {suspects.NEEDED}")
     shares = suspects.probabilities(features_of(version, photos), labels, groups)
     margins = suspects.margins(shares, labels)
-    doubtful = [place for place in np.argsort(margins, kind="stable").tolist() if margins[place] < 0][:num_photos]
-    candidates = []
-    for place in doubtful:
+    doubtful = [place for place in np.argsort(margins, kind="stable").tolist() if margins[place] < 0]
+    found: list[_Found] = []
+    for place in doubtful[:num_photos]:
         row, best = photos[place].row, int(shares[place].argmax())
         answer = str(brands[best]), float(shares[place, best])
-        candidates.append(Candidate(row.uri, row.sha256, row.brand, *answer, CONTRADICTED))
-    return [photos[place] for place in doubtful], candidates
+        found.append((Candidate(row.uri, row.sha256, row.brand, *answer, CONTRADICTED), photos[place].encoded(), None))
+    return found
 
 
 def photos_of(data: str | os.PathLike[str]) -> Iterator[RecordedPhoto]:
@@ -180,7 +189,7 @@ def photos_of(data: str | os.PathLike[str]) -> Iterator[RecordedPhoto]:
     for split, content in manifest.load(data).splits.items():
         if content.num_examples:
             reader = RecordReader(data, split)
-            for number, row in enumerate(catalogue.of_shards(data, content.shard_names)):
+            for number, row in enumerate(manifest.load_photos(data, split)):
                 yield RecordedPhoto(reader, number, row)
 
 
@@ -195,23 +204,18 @@ def features_of(model_dir: str | os.PathLike[str], photos: Sequence[RecordedPhot
     return graph.features(model.make_model(), (parity.network_inputs(model.preprocess, batch) for batch in encoded))
 
 
-def _suffix(path: pathlib.Path) -> str:
-    try:
-        return images.suffix(path.read_bytes())
-    except images.Rejected as error:
-        raise _unusable(path, error) from error
-
-
-def _picture(path: pathlib.Path) -> bytes:
-    """A photo of any format as a JPEG."""
-    try:
-        return images.normalise(path.read_bytes(), resize_short_px=2 * _THUMBNAIL_PX).encoded
-    except images.Rejected as error:
-        raise _unusable(path, error) from error
-
-
-def _unusable(path: pathlib.Path, error: images.Rejected) -> DataError:
-    return DataError(f"{path}: {error.reason}: {error.detail}. Remove it.")
+def _page(found: Sequence[_Found], brands: Sequence[str], output: pathlib.Path, *, is_log: bool) -> str:
+    return templates.load("carbrand.monitoring", "review.html").render(
+        photos=[
+            (candidate, templates.data_uri(images.preview(picture, _THUMBNAIL_PX))) for candidate, picture, _ in found
+        ],
+        columns=_COLUMNS,
+        rows=[_row(candidate) for candidate, _, _ in found],
+        brands=brands,
+        table=TABLE,
+        folder=shlex.quote(shown(str(output))),
+        is_log=is_log,
+    )
 
 
 def _row(candidate: Candidate) -> list[str]:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
+from sklearn.model_selection import StratifiedGroupKFold
 
 _FOLDS = 5
 NEEDED = f"Two brands with two groups of photos or more are needed, and one with {_FOLDS} photos."
@@ -34,6 +34,8 @@ def are_enough(labels: NDArray[np.integer], groups: NDArray) -> bool:
 def probabilities(features: NDArray[np.floating], labels: NDArray[np.integer], groups: NDArray) -> NDArray[np.floating]:
     """What the other groups say of each photo: the probability of every brand, [N, C], C the number of `labels`.
 
+    NaN for photos of whose brand there is no other group: nothing can be said of them.
+
     Args:
       features: [N, F].
       labels: [N] int, from 0 on, each at least once.
@@ -42,16 +44,19 @@ def probabilities(features: NDArray[np.floating], labels: NDArray[np.integer], g
     centred = features - features.mean(axis=0)
     rows = centred / max(np.sqrt((centred**2).sum(axis=1).mean()), 1e-12)
     folds = StratifiedGroupKFold(_FOLDS, shuffle=True, random_state=0)
-    classifier = LogisticRegression(C=_C, max_iter=_MAX_ITERATIONS)
+    found = np.zeros((len(labels), labels.max() + 1))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
-        warnings.simplefilter("ignore", UserWarning)  # of brands with fewer groups than folds
-        warnings.simplefilter("ignore", RuntimeWarning)  # of brands that one fold's classifier does not know
-        return cross_val_predict(classifier, rows, labels, groups=groups, cv=folds, method="predict_proba")
+        warnings.simplefilter("ignore", UserWarning)  # of brands with fewer photos than folds
+        for others, judged in folds.split(rows, labels, groups):
+            classifier = LogisticRegression(C=_C, max_iter=_MAX_ITERATIONS).fit(rows[others], labels[others])
+            found[np.ix_(judged, classifier.classes_)] = classifier.predict_proba(rows[judged])
+            found[judged[~np.isin(labels[judged], labels[others])]] = np.nan
+    return found
 
 
 def margins(found: NDArray[np.floating], labels: NDArray[np.integer]) -> NDArray[np.floating]:
-    """By how much the label of each photo is more probable than the best other brand, [N], -1 to 1.
+    """By how much the label of each photo is more probable than the best other brand, [N], -1 to 1; or NaN.
 
     Args:
       found: `probabilities`, [N, C].

@@ -42,6 +42,11 @@ def middle(shift: Shift, value: float | None) -> str:
     return f"{value:.3g}" if abs(value) < 100 else f"{value:.0f}"
 
 
+def limit(beyond_chance: float | None) -> str:
+    """The size from which on a shift is no chance."""
+    return "never" if beyond_chance is None else percent(beyond_chance)
+
+
 def probability(p_value: float) -> str:
     """Of a shift as large by chance."""
     return "< 0.001" if p_value < 0.001 else f"{p_value:.3f}"
@@ -62,7 +67,7 @@ def _signals(shifts: Sequence[Shift]) -> str:
     for shift in shifts:
         middles = [middle(shift, value) for value in (shift.before, shift.now)]
         name = "DRIFTED" if shift.has_drifted else ""
-        sizes = percent(shift.size), percent(shift.beyond_chance)
+        sizes = percent(shift.size), limit(shift.beyond_chance)
         table.append([shift.signal, name, *sizes, probability(shift.p_value), *middles])
     return "Shares of photos that would have to be others, largest first; medians of what is measured\n" + aligned(
         table, left=2

@@ -7,7 +7,6 @@ import itertools
 import json
 import mimetypes
 import os
-import pathlib
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import TextIO
@@ -56,8 +55,7 @@ def run(
         if (mimetypes.guess_type(output)[0] or "").startswith("image/"):  # photos/*.jpg becomes more than one path
             raise ConfigError(f"--output={output}: is named like a photo. Name a file for the predictions.")
         files.check_new(output, [*names, *([names_from] if names_from else ())])
-        if pathlib.Path(output).resolve().is_relative_to(exported.find(model_dir).resolve()):
-            raise ConfigError(f"--output={output}: lies in the model. Name a file elsewhere.")
+        exported.check_elsewhere(output, exported.find(model_dir))
     predictor = Predictor(model_dir)
     failures = 0
 

@@ -22,7 +22,7 @@ def write(folder: pathlib.Path, predictor: Predictor, data: str | os.PathLike[st
     """Writes it into the `folder` of a version, with the answers of `predictor`; nothing if no photo is held out."""
     split = next((name for name in _SPLITS if dataset.splits[name].num_examples), None)
     if split is not None:
-        photos = catalogue.of_shards(data, dataset.splits[split].shard_names)
+        photos = manifest.load_photos(data, split)
         files.write_jsonl(folder / exported.REFERENCE, _rows(predictor, RecordReader(data, split), photos))
 
 

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from carbrand import errors, files
-from carbrand.data import manifest, records
+from carbrand.data import catalogue, manifest, records
 
 BRANDS = ("aston_martin", "škoda")
 
@@ -199,6 +199,21 @@ def test_an_index_of_another_dataset_raises(tmp_path):
     (tmp_path / "index-train.npy").write_bytes((tmp_path / "index-test.npy").read_bytes())
     with pytest.raises(errors.DataError, match=r"index-train.npy: does not fit manifest.json: 1 rows"):
         manifest.load_index(tmp_path, "train")
+
+
+def test_a_catalogue_that_does_not_fit_its_records_raises(tmp_path):
+    write_dataset(tmp_path)
+    (shard,) = manifest.load(tmp_path).splits["test"].shards
+    path = tmp_path / catalogue.name_of(shard.name)
+    with pytest.raises(errors.DataError, match=f"{path.name}: cannot be read .*No such file.*. Run `carbrand build`"):
+        manifest.load_photos(tmp_path, "test")
+    for content in ("{}\n", '{"name": "a', "[]\n"):
+        path.write_text(content)
+        with pytest.raises(errors.DataError, match=f"{path.name}: damaged .*. Run `carbrand build` again"):
+            manifest.load_photos(tmp_path, "test")
+    path.write_text("")
+    with pytest.raises(errors.DataError, match=f"{path.name}: has 0 rows, its shard has 1 records"):
+        manifest.load_photos(tmp_path, "test")
 
 
 def test_the_fingerprint_changes_with_a_shard(tmp_path):

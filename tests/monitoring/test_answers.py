@@ -25,7 +25,7 @@ def test_rows_of_all_files_become_columns(tmp_path):
 def test_a_photo_that_was_sent_again_counts_once_and_what_counts_not_is_told(tmp_path):
     rows = [logs.row(1), logs.row(1, brand="bmw"), logs.row(2, model_version=2), logs.row(3)]
     failures = [{"time": rows[0]["time"], "sha256": "0", "model_version": 1, "error": "not_an_image: starts with b'x'"}]
-    broken = [{"time": "x"}, logs.row(4, probability=float("nan")), logs.row(5, mean_rgb=[1]), '{"time": "2026-']
+    broken = [{"time": "x"}, logs.row(4, probability=float("nan")), "no JSON"]
     found = answers.read(logs.write(tmp_path, rows + failures * 2 + broken), version=1, period=ALL)
     assert found.brand.tolist() == ["audi", "audi"]
     assert (found.repeated, found.other_versions, found.unreadable) == (1, 1, 3)
@@ -51,6 +51,47 @@ def test_a_period_takes_its_first_and_not_its_last_moment(tmp_path, since, until
     assert [time.day for time in found.time.tolist()] == days
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"probability": True},
+        {"probability": 1.5},
+        {"is_unknown": "false"},
+        {"width": 0.5},
+        {"width": 10**30},
+        {"height": "200"},
+        {"mean_rgb": "123"},
+        {"mean_rgb": [1, 2]},
+        {"mean_rgb": [1, 2, float("nan")]},
+        {"brand": None},
+        {"sha256": "../secret.png"},
+        {"time": 5},
+        {"time": "0001-01-01T00:00+05:00"},
+    ],
+)
+def test_a_row_that_is_no_answer_is_left_out(tmp_path, changes):
+    found = answers.read(logs.write(tmp_path, [logs.row(1), logs.row(2, **changes)]), version=1, period=ALL)
+    assert (len(found), found.unreadable) == (1, 1)
+
+
+def test_a_line_that_is_being_written_is_none_yet(tmp_path):
+    logs.write(tmp_path, [logs.row(1), "[" * 200_000])
+    with (tmp_path / "predictions-1.jsonl").open("a") as file:
+        file.write('{"time": "2026-')
+    found = answers.read(tmp_path, version=1, period=ALL)
+    assert (len(found), found.unreadable) == (1, 1)
+
+
+def test_odd_rows_are_kept(tmp_path):
+    rows = [
+        logs.row(1, time="0001-01-01T00:00+00:00", model_version=None),
+        {"time": logs.row(2)["time"], "error": "\ud800x\n: y"},
+    ]
+    found = answers.read(logs.write(tmp_path, rows), version=1, period=ALL)
+    assert (len(found), found.failures) == (1, {"\\ud800x\\n": 1})
+    assert list(found.days) == ["0001-01-01", "2026-11-03"]
+
+
 def test_what_the_server_writes_can_be_read(tmp_path):
     log = PredictionLog(tmp_path)
     log.add({name: value for name, value in logs.row(1).items() if name not in ("time", "sha256", "bytes")}, b"photo")
@@ -64,6 +105,8 @@ def test_a_log_without_answers_says_why(tmp_path):
     logs.write(tmp_path, [logs.row(1)])
     with pytest.raises(DataError, match="no answer of version 2 in this time, but 1 of others. Name the folder"):
         answers.read(tmp_path, version=2, period=ALL)
+    with pytest.raises(DataError, match="holds no answer. Name what `carbrand serve --log` wrote"):
+        answers.read(logs.write(tmp_path / "empty", []), version=1, period=ALL)
     with pytest.raises(DataError, match="holds no answer in this time. Name another --since"):
         answers.read(tmp_path, version=1, period=Period.parse("2027-01-01", None))
     logs.write(tmp_path, [{"loss": 1}])

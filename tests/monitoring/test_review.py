@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from beam_jobs import build_dataset
 from carbrand import cli, exported, files
-from carbrand.data import catalogue, manifest
+from carbrand.data import manifest
 from carbrand.errors import ConfigError, DataError
 from carbrand.monitoring import monitor, review
 from carbrand.training import checkpoint
@@ -53,9 +53,9 @@ def test_a_table_that_is_filled_in_becomes_records_and_tells_the_accuracy(model,
         writer.writeheader()
         writer.writerows(rows)
     build_dataset.run(tmp_path / "review.csv", tmp_path / "records", paths_from=str(tmp_path / "out"))
-    dataset = manifest.load(tmp_path / "records")
-    shards = [shard.name for split in dataset.splits.values() for shard in split.shards]
-    built = {photo.sha256: photo.brand for photo in catalogue.of_shards(tmp_path / "records", shards)}
+    splits = manifest.load(tmp_path / "records").splits
+    photos = [photo for split in splits for photo in manifest.load_photos(tmp_path / "records", split)]
+    built = {photo.sha256: photo.brand for photo in photos}
     assert built == {row["sha256"]: row["brand"] for row in rows}
     found = monitor.run(model, log, tmp_path / "monitoring", labels=tmp_path / "review.csv")
     assert found.accuracy.photos == sum(row["chosen"] == "by chance" for row in rows) == 4
@@ -143,14 +143,26 @@ def test_bad_input_is_named(model, log, drawn_records, tmp_path):
     with pytest.raises(ConfigError, match="log: is not empty, and may hold labels. Name a new folder"):
         review.run(model, log, log=log)
     logs.write(tmp_path / "other", [logs.row(1)])
-    with pytest.raises(DataError, match="other: keeps none of the 1 photos. Serve with --keep_photos"):
+    with pytest.raises(DataError, match="photos: holds none of the 1 photos in .*other. Serve with --keep_photos"):
         review.run(model, tmp_path / "out", log=tmp_path / "other")
+    with pytest.raises(ConfigError, match="--seed=-1: give a whole number at least 0"):
+        review.run(model, tmp_path / "out", log=log, seed=-1)
+    with pytest.raises(ConfigError, match="lies in the model"):
+        review.run(model, model / "2", log=log)
     for path in log.glob("photos/*/*"):
         path.write_bytes(b"broken")
-    for _ in range(2):  # the first has left nothing that stops the second
-        with pytest.raises(DataError, match="not_an_image: starts with b'broken'. Remove it"):
-            review.run(model, tmp_path / "out", log=log)
+    with pytest.raises(DataError, match="none of the 12 chosen photos can be used"):
+        review.run(model, tmp_path / "out", log=log)
     assert not (tmp_path / "out").exists()
+    assert not list(tmp_path.glob(".unfinished-*"))
+
+
+def test_a_kept_photo_that_is_damaged_is_left_out(model, log, tmp_path, caplog):
+    damaged = sorted(log.glob("photos/*/*"))[0]
+    damaged.write_bytes(b"broken")
+    found = review.run(model, tmp_path / "out", log=next(log.glob("*.jsonl")))
+    assert len(found) == 11
+    assert f"{damaged}: left out, not_an_image: starts with b'broken'" in caplog.text
 
 
 def test_records_that_say_too_little_are_named(model, drawn_photos, tmp_path):

@@ -58,10 +58,13 @@ def test_margin_by_hand():
     np.testing.assert_allclose(suspects.margins(found, np.array([0, 2, 2])), [0.5, -0.6, 1.0])
 
 
-def test_a_brand_with_one_group_is_no_error(clusters):
-    features, labels, groups, _ = clusters
+def test_nothing_is_said_of_a_brand_with_one_group(clusters):
+    features, labels, groups, wrong = clusters
     labels = labels.copy()
     labels[:2] = 4
     found = suspects.probabilities(features, labels, groups)
     assert found.shape == (200, 5)
-    assert np.isfinite(found).all()
+    assert np.isnan(found[:2]).all()
+    assert np.isfinite(found[2:]).all()
+    order = np.argsort(suspects.margins(found, labels), kind="stable")
+    assert set(order[: len(wrong - {0, 1})].tolist()) == wrong - {0, 1}
