@@ -34,7 +34,13 @@ ROOMS = {
     "carbrand.serving.predict": FOUNDATION | {"carbrand.exported", "carbrand.data", "carbrand.serving.predictor"},
     "carbrand.serving.predictor": FOUNDATION | {"carbrand.exported", "carbrand.data"},
     "carbrand.monitoring": FOUNDATION
-    | {"carbrand.exported", "carbrand.data", "carbrand.evaluation", "carbrand.serving"},
+    | {
+        "carbrand.exported",
+        "carbrand.data",
+        "carbrand.evaluation",
+        "carbrand.serving",
+        "carbrand.serving.predictor",
+    },
     "carbrand.demo": FOUNDATION | {"carbrand.exported"},
     "beam_jobs": FOUNDATION | {"carbrand.data"},
     "beam_jobs.predict_images": FOUNDATION

@@ -195,13 +195,14 @@ def photos_of(data: str | os.PathLike[str]) -> Iterator[RecordedPhoto]:
 
 def features_of(model_dir: str | os.PathLike[str], photos: Sequence[RecordedPhoto]) -> NDArray[np.floating]:
     """What the model's head sees of each photo, [N, F] float32."""
-    from carbrand.evaluation import trained  # here and not at the top: TensorFlow takes seconds, and a log needs none
-    from carbrand.serving import graph, parity
+    from carbrand.serving.predictor import (
+        Predictor,  # here and not at the top: it loads TensorFlow, and a log needs none
+    )
 
-    model = trained.load(None, model_dir)
+    predictor = Predictor(model_dir)
     starts = tqdm.trange(0, len(photos), _BATCH, unit="batch", desc="review")
-    encoded = ([photo.encoded() for photo in photos[start : start + _BATCH]] for start in starts)
-    return graph.features(model.make_model(), (parity.network_inputs(model.preprocess, batch) for batch in encoded))
+    batches = ([photo.encoded() for photo in photos[start : start + _BATCH]] for start in starts)
+    return np.concatenate([predictor.features(batch) for batch in batches])
 
 
 def _page(found: Sequence[_Found], brands: Sequence[str], output: pathlib.Path, *, is_log: bool) -> str:

@@ -8,7 +8,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
+from numpy.typing import NDArray
 
 import carbrand
 from carbrand import checks, exported, quiet
@@ -17,7 +19,7 @@ from carbrand.data.preprocess import Preprocess
 from carbrand.errors import DataError, GateError
 from carbrand.evaluation import trained
 from carbrand.serving import lite, parity, reference
-from carbrand.serving.graph import ServingModule, features
+from carbrand.serving.graph import ServingModule, network_of
 from carbrand.serving.predictor import BATCH_SIZE, Predictor
 from carbrand.training import checkpoint
 
@@ -64,13 +66,12 @@ def run(
     preprocess = Preprocess(**description.preprocess)
     photos = _known_photos(data, dataset)
     known = parity.network_inputs(preprocess, [photo.encoded for photo in photos])
-    batches = (known[start : start + BATCH_SIZE] for start in range(0, len(known), BATCH_SIZE))
     module = ServingModule(
         model,
         description.brands,
         preprocess,
         temperature=description.temperature,
-        known_features=features(model, batches),
+        known_features=_features(model, known),
         known_groups=[photo.group for photo in photos],
     )
     with exported.new_version(output) as folder:
@@ -116,3 +117,9 @@ def _known_photos(data: str | os.PathLike[str], dataset: manifest.Manifest) -> l
     if len(found) < 2:
         raise DataError(f"{data}: holds one photo; an export needs two or more to compare others with.")
     return found
+
+
+def _features(model: keras.Model, images: NDArray[np.uint8]) -> NDArray[np.floating]:
+    network = tf.function(network_of(model), reduce_retracing=True)
+    parts = (images[start : start + BATCH_SIZE] for start in range(0, len(images), BATCH_SIZE))
+    return np.concatenate([network(part, training=False)[0] for part in parts])

@@ -1,6 +1,6 @@
 """The graph that is exported: photos in, brands, honest probabilities and an unknown-brand score out."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import keras
 import numpy as np
@@ -63,6 +63,7 @@ class ServingModule(tf.Module):
             "pixels": self.predict_pixels.get_concrete_function(pixels),
             "classify": self.classify.get_concrete_function(examples),
             "heatmap": self.heatmap.get_concrete_function(photos, labels),
+            "features": self.features.get_concrete_function(photos),
         }
 
     @tf.function
@@ -95,6 +96,11 @@ class ServingModule(tf.Module):
         """
         images = self._inputs(self._preprocess, encoded)
         return {"image": images, "heat": self._heat(images, label)}
+
+    @tf.function
+    def features(self, encoded: tf.Tensor) -> dict[str, tf.Tensor]:
+        """Encoded photos [B] string -> features [B, F] float32: what the head sees of them."""
+        return {"features": self._network(self._inputs(self._preprocess, encoded))[0]}
 
     def _inputs(self, function: object, photos: tf.Tensor) -> tf.Tensor:
         spec = tf.TensorSpec((*self._preprocess.height_width, 3), tf.uint8)
@@ -142,11 +148,3 @@ def _to_nearest(directions: NDArray[np.floating], groups: Sequence[object]) -> N
 def network_of(model: keras.Model) -> keras.Model:
     """The same layers: images -> (features [B, F] after pooling, logits [B, C])."""
     return keras.Model(model.input, (boundary(model, "conv5"), model.get_layer("logits").output))
-
-
-def features(model: keras.Model, batches: Iterable[NDArray[np.uint8]]) -> NDArray[np.floating]:
-    """What the head of `model` sees of images, batches [B, H, W, 3]: the first output of `network_of`, [N, F]."""
-    network = network_of(model)
-    spec = tf.TensorSpec([None, *model.input.shape[1:]], tf.uint8)
-    forward = tf.function(lambda images: network(images, training=False)[0], input_signature=[spec])
-    return np.concatenate([forward(batch).numpy() for batch in batches])

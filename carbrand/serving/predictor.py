@@ -143,6 +143,16 @@ class Predictor:
         answer = self.signatures["heatmap"](encoded=tf.constant([image.encoded]), label=label)
         return overlay.jpeg(answer["image"].numpy()[0], answer["heat"].numpy()[0])
 
+    def features(self, encoded: Sequence[bytes]) -> np.ndarray:
+        """What the model's head sees of photos as they stand in records, of one batch: [B, F] float32.
+
+        Raises:
+          DataError: An older carbrand exported the model.
+        """
+        if "features" not in self.signatures:
+            raise DataError(f"{self.folder}: has no signature 'features', as older exports. Export the run again.")
+        return self.signatures["features"](encoded=tf.constant(encoded))["features"].numpy()
+
     def fields(self, result: Prediction | Failure) -> dict[str, Any]:
         """A result as JSON values; of a failure only "error"."""
         if isinstance(result, Failure):

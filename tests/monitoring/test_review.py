@@ -13,6 +13,7 @@ from carbrand import cli, exported, files
 from carbrand.data import manifest
 from carbrand.errors import ConfigError, DataError
 from carbrand.monitoring import monitor, review
+from carbrand.serving.predictor import Predictor
 from carbrand.training import checkpoint
 
 
@@ -93,6 +94,12 @@ def test_features_are_what_the_head_turns_into_logits(tiny_model, tiny_run, draw
     logits = exported.load_graph(tiny_model).signatures["serving_default"](encoded)["logits"].numpy()
     kernel, bias = checkpoint.load_model(tiny_run)[0].get_layer("logits").get_weights()
     np.testing.assert_allclose(found @ kernel + bias, logits, atol=1e-3)
+
+
+def test_a_model_of_an_older_carbrand_has_no_features(tiny_model, drawn_records, monkeypatch):
+    monkeypatch.setattr(Predictor, "signatures", {"serving_default": None})
+    with pytest.raises(DataError, match="has no signature 'features', as older exports. Export the run again"):
+        review.features_of(tiny_model, list(review.photos_of(drawn_records)))
 
 
 @contextlib.contextmanager
