@@ -200,9 +200,12 @@ def features_of(model_dir: str | os.PathLike[str], photos: Sequence[RecordedPhot
     )
 
     predictor = Predictor(model_dir)
-    starts = tqdm.trange(0, len(photos), _BATCH, unit="batch", desc="review")
-    batches = ([photo.encoded() for photo in photos[start : start + _BATCH]] for start in starts)
-    return np.concatenate([predictor.features(batch) for batch in batches])
+    found = []
+    with tqdm.tqdm(total=len(photos), unit="photo", desc="review") as bar:
+        for start in range(0, len(photos), _BATCH):
+            found.append(predictor.features([photo.encoded() for photo in photos[start : start + _BATCH]]))
+            bar.update(len(found[-1]))
+    return np.concatenate(found)
 
 
 def _page(found: Sequence[_Found], brands: Sequence[str], output: pathlib.Path, *, is_log: bool) -> str:
