@@ -870,9 +870,7 @@ def _review(options: argparse.Namespace) -> int:
         _load_tensorflow()
     from carbrand.monitoring import review
 
-    given = _given(options, "log", "data", "since", "until", "seed")
-    if options.photos is not None:
-        given["num_photos"] = options.photos
+    given = _given(options, "log", "data", "photos", "since", "until", "seed")
     found = review.run(options.model, options.output, **given)
     print(f"Review, {len(found)} photos: {pathlib.Path(options.output) / review.PAGE}")
     return 0

@@ -99,6 +99,9 @@ def find(folder: str | os.PathLike[str]) -> pathlib.Path:
     if (folder / MANIFEST).exists():
         return folder
     found = versions(folder)
+    if not found and folder.name.isdecimal() and versions(folder.parent):
+        there = ", ".join(map(str, versions(folder.parent)))
+        raise DataError(f"{folder}: no such version; {folder.parent} has {there}. Name one of these.")
     if not found:
         what = "holds no exported model" if folder.is_dir() else "no such folder"
         raise DataError(f"{folder}: {what}. Make it with `carbrand export --run RUN --data RECORDS --output {folder}`.")
@@ -172,9 +175,10 @@ def write(version_folder: str | os.PathLike[str], exported: Exported) -> None:
 
 
 def check_elsewhere(output: str | os.PathLike[str], version_folder: pathlib.Path) -> None:
-    """Raises ConfigError if `output` lies in a version, or would look like one beside it."""
+    """Raises ConfigError if `output` is the model, lies in a version, or would look like one beside it."""
     path, version = pathlib.Path(output).resolve(), version_folder.resolve()
-    if path.is_relative_to(version) or (path.parent == version.parent and path.name.isdecimal()):
+    root = version.parent
+    if path.is_relative_to(version) or path == root or (path.parent == root and path.name.isdecimal()):
         raise ConfigError(f"--output={output}: lies in the model. Name another place.")
 
 

@@ -3,10 +3,12 @@
 import collections
 import dataclasses
 import datetime
+import gzip
 import json
 import os
 import pathlib
 import re
+import zlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,9 +18,10 @@ from numpy.typing import NDArray
 from carbrand.data.paths import printable
 from carbrand.errors import ConfigError, DataError
 
-_LOGS = "*.jsonl"
+_LOGS = (".jsonl", ".jsonl.gz")
 _SHA256 = re.compile("[0-9a-f]{64}")
 _MAX_SIDE_PX = 2**31 - 1
+_MAX_TEXT = 200  # characters of a name; a guess
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,6 +93,10 @@ class Period:
             raise ConfigError(f"--since={since} --until={until}: no time lies between. Name an earlier one first.")
         return period
 
+    def __str__(self) -> str:
+        ends = [f"{word} {told(time)}" for word, time in (("from", self.since), ("before", self.until)) if time]
+        return " ".join(ends)
+
     def __contains__(self, time: datetime.datetime | None) -> bool:
         if time is None:
             return self.since is None and self.until is None
@@ -100,7 +107,7 @@ def read(log: str | os.PathLike[str], *, version: int | None, period: Period) ->
     """The answers in a log.
 
     Args:
-      log: A folder of .jsonl files as `PredictionLog` writes them, or one such file.
+      log: A folder of .jsonl or .jsonl.gz files as `PredictionLog` writes them, or one such file.
       version: Of the model; rows that do not name theirs count too. None: any.
       period: Of which rows are taken.
 
@@ -112,10 +119,13 @@ def read(log: str | os.PathLike[str], *, version: int | None, period: Period) ->
     counts: collections.Counter[str] = collections.Counter()
     failures: collections.Counter[str] = collections.Counter()
     days: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
+    first = last = None
     for line in _lines(log):
         try:
-            row = json.loads(line)
+            row = _object(line)
             time = _utc(row["time"]) if "time" in row else None  # a reference does not say it
+            if time is not None:
+                first, last = min(first or time, time), max(last or time, time)
             if time not in period:
                 continue
             if version is not None and row.get("model_version") not in (None, version):
@@ -128,7 +138,7 @@ def read(log: str | os.PathLike[str], *, version: int | None, period: Period) ->
         day = days[time.date().isoformat() if time else ""]
         if answer is None:
             day["failures"] += 1
-            failures[printable(str(row["error"]).partition(":")[0])] += 1
+            failures[printable(str(row["error"]).partition(":")[0][:_MAX_TEXT])] += 1
             continue
         day["answers"] += 1
         if answer["sha256"] in seen:
@@ -138,7 +148,8 @@ def read(log: str | os.PathLike[str], *, version: int | None, period: Period) ->
         for name, values in columns.items():
             values.append(answer[name])
     if not seen and not failures:
-        raise DataError(f"{log}: {_why_empty(counts, version, period)}")
+        covered = Period(first, last) if first else None
+        raise DataError(f"{log}: {_why_empty(counts, version, period, covered)}")
     return Answers(
         **{name: np.array(values, _DTYPES[name]) for name, values in columns.items()},
         days=dict(sorted(days.items())),
@@ -158,14 +169,24 @@ def files_of(log: str | os.PathLike[str]) -> list[pathlib.Path]:
     path = pathlib.Path(log)
     if not path.exists():
         raise DataError(f"{log}: no such log. Write one with `carbrand serve --log {log}`.")
-    return sorted(path.glob(_LOGS)) if path.is_dir() else [path]
+    return sorted(file for file in path.iterdir() if file.name.endswith(_LOGS)) if path.is_dir() else [path]
 
 
 def _lines(log: str | os.PathLike[str]) -> Iterator[bytes]:
     """All whole lines of a log: the last one may still be being written, or was when a server was killed."""
     for path in files_of(log):
-        with path.open("rb") as file:
-            yield from (line for line in file if line.endswith(b"\n"))
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            try:
+                yield from (line for line in file if line.endswith(b"\n"))
+            except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+                raise DataError(f"{path}: damaged ({error}). Write it anew, or move it away.") from error
+
+
+def _object(line: bytes) -> dict[str, Any]:
+    row = json.loads(line)
+    if not isinstance(row, dict):
+        raise TypeError("no object")
+    return row
 
 
 def _answer(row: dict[str, Any], time: datetime.datetime | None) -> dict[str, Any]:
@@ -187,8 +208,8 @@ def _answer(row: dict[str, Any], time: datetime.datetime | None) -> dict[str, An
 
 
 def _text(value: Any) -> str:
-    if not isinstance(value, str) or not value:
-        raise TypeError("no text")
+    if not isinstance(value, str) or not 0 < len(value) <= _MAX_TEXT:
+        raise TypeError("no text, or too long")
     return printable(value)
 
 
@@ -204,17 +225,24 @@ def _number(value: Any, least: float, most: float) -> float:
     return value
 
 
-def _why_empty(counts: collections.Counter[str], version: int | None, period: Period) -> str:
+def _why_empty(counts: collections.Counter[str], version: int | None, period: Period, covered: Period | None) -> str:
+    asked = f" {period}" if str(period) else ""
     if counts["other_versions"]:
         return (
-            f"holds no answer of version {version} in this time, but {counts['other_versions']} of others. "
-            "Name the folder of a version, such as model/1."
+            f"holds no answer of version {version}{asked}, but {counts['other_versions']} of others. "
+            "Name the folder of a version, such as model/1, or a log of this one."
         )
+    if covered and asked:
+        ends = f"{told(covered.since)} to {told(covered.until)}"
+        return f"holds no answer{asked}: its answers are from {ends}. Name another time, or another log."
     if counts["unreadable"]:
         return f"holds {counts['unreadable']} lines that are no answers of `carbrand serve --log`. Name such a log."
-    if period == Period():
-        return "holds no answer. Name what `carbrand serve --log` wrote."
-    return "holds no answer in this time. Name another --since or --until, or another log."
+    return "holds no answer. Name what `carbrand serve --log` wrote."
+
+
+def told(time: datetime.datetime | None) -> str:
+    """A time for people: ISO 8601, UTC, to the second."""
+    return f"{time:%Y-%m-%dT%H:%M:%SZ}" if time else ""
 
 
 def _utc(text: str) -> datetime.datetime:

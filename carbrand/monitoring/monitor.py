@@ -73,9 +73,9 @@ def run(
     description = exported.load(version)
     now = _of_photos(answers.read(log, version=exported.number_of(version), period=period), log, description.brands)
     before = _of_photos(_reference(version, log, reference, period), reference or version, description.brands)
-    truth = {} if labels is None else _labels(labels, now, log, description.brands)
+    truth, about = ({}, {}) if labels is None else _labels(labels, now, log, description.brands)
     found = Monitoring(
-        facts=_facts(version, description.facts, log, reference, period) | _counts(now, before),
+        facts=_facts(version, description.facts, log, reference, period) | _counts(now, before) | about,
         shifts=drift.shifts(before, now, min_shift),
         min_shift=min_shift,
         expected_accuracy=float(now.probability.mean()),
@@ -116,7 +116,7 @@ def _reference(
 def _of_photos(found: Answers, where: str | os.PathLike[str], brands: Sequence[str]) -> Answers:
     """`found`, with one name for all brands that are none of `brands`."""
     if not len(found):
-        raise DataError(f"{where}: holds {sum(found.failures.values())} failures and no prediction. Look at them.")
+        raise DataError(f"{where}: holds {sum(found.failures.values())} failures, no prediction. Its rows say why.")
     is_other = ~np.isin(found.brand, brands)
     if is_other.any():
         example = found.brand[is_other][0]
@@ -126,36 +126,44 @@ def _of_photos(found: Answers, where: str | os.PathLike[str], brands: Sequence[s
 
 def _labels(
     path: str | os.PathLike[str], now: Answers, log: str | os.PathLike[str], brands: Sequence[str]
-) -> dict[str, str]:
-    """The true brands of photos in the log, by SHA-256."""
-    truth = _truth(path)
+) -> tuple[dict[str, str], dict[str, Any]]:
+    """The true brands of photos in the log, by SHA-256; and what the report says of the table, in JSON values."""
+    truth, num_hard = _truth(path)
+    if not truth:
+        hard = f", but {num_hard} that were chosen as hard ones" if num_hard else ""
+        raise DataError(f"{path}: has no row with a brand{hard}. Name some in review.html, and the table it saves.")
     known = {photo: truth[photo] for photo in now.sha256 if photo in truth}
     if not known:
-        raise DataError(
-            f"{path}: of its {len(truth)} photos with a brand, those chosen as hard ones left out, none is in {log}. "
-            "Name the labels of its photos."
-        )
+        raise DataError(f"{path}: none of its {len(truth)} photos is in {log}. Name the labels of photos in this log.")
     others = sorted(set(known.values()) - set(brands))
     if others:
         _LOG.warning("%s: the model does not know %s, so these photos count as errors", path, ", ".join(others))
-    return known
+    told = {
+        "labels": shown(str(path)),
+        "labelled photos left out, as they were chosen as hard ones": num_hard,
+        "labels that the model does not know, which count as errors": ", ".join(others) or None,
+    }
+    return known, told
 
 
-def _truth(path: str | os.PathLike[str]) -> dict[str, str]:
-    """The brands in a table, by SHA-256; of a review only of those chosen by chance: the others are harder."""
+def _truth(path: str | os.PathLike[str]) -> tuple[dict[str, str], int]:
+    """The brands in a table, by SHA-256; of a review only of those chosen by chance, and the number of the others."""
     if not tables.is_table(str(path)):
         raise ConfigError(f"--labels={path}: is no table. Name a .csv, .tsv, .jsonl or .parquet file.")
     truth: dict[str, str] = {}
+    num_hard = 0
     with local_files.open(str(path)) as file:
         for row in tables.read(str(path), file):
             if not {"sha256", "brand"} <= row.values.keys():
                 raise DataError(f"{row.where}: has no columns sha256 and brand. Name a table that has both.")
             photo, brand = row.values["sha256"].strip().lower(), brand_names.normalise(row.values["brand"])
-            if not brand or row.values.get("chosen", selection.BY_CHANCE) != selection.BY_CHANCE:
+            if not brand:
                 continue
-            if truth.setdefault(photo, brand) != brand:
+            if row.values.get("chosen", selection.BY_CHANCE) != selection.BY_CHANCE:
+                num_hard += 1
+            elif truth.setdefault(photo, brand) != brand:
                 raise DataError(f"{row.where}: says {brand!r} of {photo}, a row above {truth[photo]!r}. Keep one.")
-    return truth
+    return truth, num_hard
 
 
 def _accuracy(found: Answers, truth: Mapping[str, str]) -> Accuracy | None:
@@ -199,8 +207,8 @@ def _facts(
         **{name: trained.get(name) for name in ("run", "step")},
         "log": shown(str(log)),
         "reference": shown(str(reference or version / exported.REFERENCE)),
-        "since": period.since and period.since.isoformat(),
-        "until": period.until and period.until.isoformat(),
+        "since": answers.told(period.since) or None,
+        "until": answers.told(period.until) or None,
     }
 
 
@@ -208,14 +216,21 @@ def _counts(now: Answers, before: Answers) -> dict[str, Any]:
     """How much there was to compare, in JSON values."""
     known = now.time[~np.isnat(now.time)]
     return {
-        "first answer": f"{known.min()}Z" if len(known) else None,
-        "last answer": f"{known.max()}Z" if len(known) else None,
+        "first answer": answers.told(known.min().item()) if len(known) else None,
+        "last answer": answers.told(known.max().item()) if len(known) else None,
         "photos": len(now),
         "photos of the reference": len(before),
+        "reference from": _from(before),
         "repeated answers left out": now.repeated,
         "answers of other versions left out": now.other_versions,
         "rows that are no answers": now.unreadable,
     }
+
+
+def _from(before: Answers) -> str | None:
+    """When the photos of the reference were answered; None for those of an export."""
+    known = before.time[~np.isnat(before.time)]
+    return f"{answers.told(known.min().item())} to {answers.told(known.max().item())}" if len(known) else None
 
 
 def _write(output: pathlib.Path, found: Monitoring, before: Answers, now: Answers) -> None:

@@ -64,7 +64,7 @@ def _histograms(found: Monitoring, before: Answers, now: Answers) -> Figure:
     drifted = {shift.signal for shift in found.drifted}
     for axes, (signal, values_of) in zip(places, drift.MEASURES.items(), strict=False):
         samples = values_of(before), values_of(now)
-        low, high = np.percentile(np.concatenate(samples), [0.5, 99.5])
+        low, high = np.percentile(np.concatenate(samples), [1, 99])
         edges = np.linspace(low, high if high > low else low + 1, _NUM_BINS + 1)
         for sample, name, style in zip(
             samples, ("reference", "now"), ({"color": "0.6", "fill": True}, {"color": "C0", "fill": False}), strict=True

@@ -1,8 +1,8 @@
 """Photos for a person to look at: some of a prediction log, to be labelled, or those of a dataset with doubtful labels.
 
-review.html   the photos, with a field for the brand of each; saves the table of those that were filled in
+review.html   the photos, with a field for the brand of each; saves those that were named as labels.csv
 review.csv    the same photos, with an empty column for their brands
-photos/       those of a log, as they were sent; the table names them, so that `build` reads it with their brands
+photos/       those of a log, as they were sent; `build` reads labels.csv with them
 """
 
 import csv
@@ -29,10 +29,10 @@ from carbrand.monitoring import answers, selection
 from carbrand.monitoring.answers import Period
 from carbrand.serving.prediction_log import PHOTOS
 
-PAGE, TABLE = "review.html", "review.csv"
+PAGE, TABLE, LABELS = "review.html", "review.csv", "labels.csv"
 NUM_PHOTOS = 100
 CONTRADICTED = "label contradicted"
-_THUMBNAIL_PX = 256
+_THUMBNAIL_PX = 480
 _BATCH = 32
 _LOG = logging.getLogger(__name__)
 _COLUMNS = ("path", "brand", "sha256", "label", "suggested", "probability", "chosen")
@@ -81,7 +81,7 @@ def run(
     *,
     log: str | os.PathLike[str] | None = None,
     data: str | os.PathLike[str] | None = None,
-    num_photos: int = NUM_PHOTOS,
+    photos: int = NUM_PHOTOS,
     since: str | None = None,
     until: str | None = None,
     seed: int = 0,
@@ -94,10 +94,13 @@ def run(
       log: What `carbrand serve --log --keep_photos` wrote: photos to be labelled, see `selection`; or
       data: A records folder: photos whose labels the others contradict, see `suspects`, most doubtful first. About
         25 kB of memory are needed for each photo of the folder.
-      num_photos: At most so many.
+      photos: At most so many.
       since: Of a log, only answers from this date or time on (ISO 8601; UTC if it names no zone).
       until: Of a log, only answers before it.
       seed: Of a log, of the photos that are chosen by chance.
+
+    Returns:
+      The photos, in the order of the page.
 
     Raises:
       ConfigError: Both `log` and `data` are given, or none; `output` holds something; a number or time is none.
@@ -108,7 +111,7 @@ def run(
     if data is not None and (since or until):
         raise ConfigError("--since and --until choose answers of a log. Give --log, or leave them out.")
     checks.folder("--output", output)
-    checks.number("--photos", num_photos, at_least=1, whole=True)
+    checks.number("--photos", photos, at_least=1, whole=True)
     checks.number("--seed", seed, at_least=0, whole=True)
     output = pathlib.Path(output)
     if output.is_dir() and any(output.iterdir()):
@@ -117,9 +120,9 @@ def run(
     version = exported.find(model_dir)
     exported.check_elsewhere(output, version)
     if log is not None:
-        found = _of_log(version, pathlib.Path(log), period, num_photos, seed)
+        found = _of_log(version, pathlib.Path(log), period, photos, seed)
     else:
-        found = _of_data(version, data or "", num_photos)
+        found = _of_data(version, data or "", photos)
     candidates = [candidate for candidate, _, _ in found]
     pages = {
         PAGE: _page(found, exported.load(version).brands, output, is_log=log is not None),
@@ -146,6 +149,8 @@ def _of_log(version: pathlib.Path, log: pathlib.Path, period: Period, num_photos
     kept = np.flatnonzero([path.is_file() for path in paths])
     if not len(kept):
         raise DataError(f"{folder}: holds none of the {len(known)} photos in {log}. Serve with --keep_photos.")
+    if len(kept) < len(known):
+        _LOG.warning("%s: holds %d of the %d photos; the others cannot be chosen", folder, len(kept), len(known))
     chosen = selection.choose(known.probability[kept], known.is_unknown[kept], num_photos, seed)
     found = []
     for place, reason in chosen.items():
@@ -216,7 +221,7 @@ def _page(found: Sequence[_Found], brands: Sequence[str], output: pathlib.Path, 
         columns=_COLUMNS,
         rows=[_row(candidate) for candidate, _, _ in found],
         brands=brands,
-        table=TABLE,
+        table=LABELS,
         folder=shlex.quote(shown(str(output))),
         is_log=is_log,
     )

@@ -16,11 +16,12 @@ def choose(probability: NDArray[np.floating], is_unknown: NDArray[np.bool_], num
     Args:
       probability: [N] of the predicted brand.
       is_unknown: [N] whether the photo was called unknown.
-      number: How many to choose; all, if there are no more.
+      number: How many to choose; if there are no more, all are, and none is harder than the others.
       seed: Of those by chance.
     """
-    rng = np.random.default_rng(seed)
-    shuffled = rng.permutation(len(probability))
+    shuffled = np.random.default_rng(seed).permutation(len(probability))
+    if number >= len(probability):
+        return dict.fromkeys(shuffled.tolist(), BY_CHANCE)
     chosen = dict.fromkeys(shuffled[: -(-number // 3)].tolist(), BY_CHANCE)
     unknown = [place for place in shuffled.tolist() if is_unknown[place] and place not in chosen]
     chosen |= dict.fromkeys(unknown[: number // 3], UNKNOWN)

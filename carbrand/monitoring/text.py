@@ -54,11 +54,12 @@ def probability(p_value: float) -> str:
 
 def _headline(found: Monitoring) -> list[list[str]]:
     reasons = ", ".join(f"{reason} {count}" for reason, count in found.failures.items())
+    of_all = f"of {found.failed + found.answered} answers, repeated ones included"
     return [
         ["expected accuracy", f"{percent(found.expected_accuracy)} %, by its confidence while that is calibrated"],
         ["of the reference", f"{percent(found.reference_confidence)} %; right: {accuracy(found.reference_accuracy)}"],
-        ["accuracy", f"{accuracy(found.accuracy)}"],
-        ["failures", f"{found.failed} of {found.failed + found.answered} photos" + (f": {reasons}" if reasons else "")],
+        ["accuracy", accuracy(found.accuracy)],
+        ["failures", f"{found.failed} {of_all}" + (f": {reasons}" if reasons else "")],
     ]
 
 
@@ -69,9 +70,11 @@ def _signals(shifts: Sequence[Shift]) -> str:
         name = "DRIFTED" if shift.has_drifted else ""
         sizes = percent(shift.size), limit(shift.beyond_chance)
         table.append([shift.signal, name, *sizes, probability(shift.p_value), *middles])
-    return "Shares of photos that would have to be others, largest first; medians of what is measured\n" + aligned(
-        table, left=2
+    title = (
+        "Shares of photos that would have to be others, largest first; from which share on that is no chance; "
+        "medians of what is measured"
     )
+    return f"{title}\n{aligned(table, left=2)}"
 
 
 def _brands(found: Monitoring) -> str:

@@ -100,7 +100,9 @@ def test_workers_end_with_their_driver(source, start, signal_number):
     assert build.end() == (-signal_number, [])
 
 
-@pytest.mark.parametrize("workers", [None, 1, 2])
+@pytest.mark.parametrize(
+    "workers", [None, pytest.param(1, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.slow)]
+)
 def test_an_interrupted_build_says_so_and_ends(source, start, workers):
     build = start(source, workers)
     assert build.wait_until(lambda: build.has_progress(50))

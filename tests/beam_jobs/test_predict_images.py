@@ -122,6 +122,7 @@ def test_a_folder_with_something_else_raises(tiny_model, drawn_photos, tmp_path)
         predict_images.run(tiny_model, [_one(drawn_photos)], tmp_path)
 
 
+@pytest.mark.slow
 def test_a_path_that_is_wrong_can_be_corrected(tiny_model, drawn_photos, tmp_path):
     photo = _one(drawn_photos)
     with pytest.raises(DataError, match="no such file or folder"):

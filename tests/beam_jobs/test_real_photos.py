@@ -52,6 +52,7 @@ def test_no_near_copy_of_a_photo_lies_in_another_split(cars6, tmp_path, policy):
     assert bool(both) == (policy == "keep_group")
 
 
+@pytest.mark.slow
 def test_copies_across_the_original_splits_are_reported(cars6, real_data, tmp_path):
     folder, pairs = cars6
     build_dataset.run(

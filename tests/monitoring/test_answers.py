@@ -1,3 +1,5 @@
+import gzip
+
 import logs
 import numpy as np
 import pytest
@@ -25,10 +27,10 @@ def test_rows_of_all_files_become_columns(tmp_path):
 def test_a_photo_that_was_sent_again_counts_once_and_what_counts_not_is_told(tmp_path):
     rows = [logs.row(1), logs.row(1, brand="bmw"), logs.row(2, model_version=2), logs.row(3)]
     failures = [{"time": rows[0]["time"], "sha256": "0", "model_version": 1, "error": "not_an_image: starts with b'x'"}]
-    broken = [{"time": "x"}, logs.row(4, probability=float("nan")), "no JSON"]
+    broken = [{"time": "x"}, logs.row(4, probability=float("nan")), "no JSON", "[1, 2]", '"text"', "null"]
     found = answers.read(logs.write(tmp_path, rows + failures * 2 + broken), version=1, period=ALL)
     assert found.brand.tolist() == ["audi", "audi"]
-    assert (found.repeated, found.other_versions, found.unreadable) == (1, 1, 3)
+    assert (found.repeated, found.other_versions, found.unreadable) == (1, 1, 6)
     assert found.failures == {"not_an_image": 2}
     assert {day: dict(counts) for day, counts in found.days.items()} == {
         "2026-11-02": {"answers": 2, "failures": 2},
@@ -64,6 +66,7 @@ def test_a_period_takes_its_first_and_not_its_last_moment(tmp_path, since, until
         {"mean_rgb": [1, 2]},
         {"mean_rgb": [1, 2, float("nan")]},
         {"brand": None},
+        {"brand": "a" * 1000},
         {"sha256": "../secret.png"},
         {"time": 5},
         {"time": "0001-01-01T00:00+05:00"},
@@ -92,6 +95,19 @@ def test_odd_rows_are_kept(tmp_path):
     assert list(found.days) == ["0001-01-01", "2026-11-03"]
 
 
+def test_files_that_were_compressed_are_read(tmp_path):
+    logs.write(tmp_path, map(logs.row, range(9)))
+    plain = tmp_path / "predictions-1.jsonl"
+    content = gzip.compress(plain.read_bytes())
+    plain.unlink()
+    (tmp_path / "predictions-1.jsonl.gz").write_bytes(content)
+    assert len(answers.read(tmp_path, version=1, period=ALL)) == 9
+    for damaged in (content[:-9], b"no gzip"):
+        (tmp_path / "predictions-1.jsonl.gz").write_bytes(damaged)
+        with pytest.raises(DataError, match=r"predictions-1.jsonl.gz: damaged \(.*\). Write it anew, or move it away"):
+            answers.read(tmp_path, version=1, period=ALL)
+
+
 def test_what_the_server_writes_can_be_read(tmp_path):
     log = PredictionLog(tmp_path)
     log.add({name: value for name, value in logs.row(1).items() if name not in ("time", "sha256", "bytes")}, b"photo")
@@ -103,11 +119,13 @@ def test_a_log_without_answers_says_why(tmp_path):
     with pytest.raises(DataError, match="no such log. Write one with `carbrand serve --log"):
         answers.read(tmp_path / "log", version=1, period=ALL)
     logs.write(tmp_path, [logs.row(1)])
-    with pytest.raises(DataError, match="no answer of version 2 in this time, but 1 of others. Name the folder"):
+    with pytest.raises(DataError, match="no answer of version 2, but 1 of others. Name the folder"):
         answers.read(tmp_path, version=2, period=ALL)
+    with pytest.raises(DataError, match="no answer of version 2 before 2027-01-01T00:00:00Z, but 1 of others"):
+        answers.read(tmp_path, version=2, period=Period.parse(None, "2027-01-01"))
     with pytest.raises(DataError, match="holds no answer. Name what `carbrand serve --log` wrote"):
         answers.read(logs.write(tmp_path / "empty", []), version=1, period=ALL)
-    with pytest.raises(DataError, match="holds no answer in this time. Name another --since"):
+    with pytest.raises(DataError, match="no answer from 2027-01-01T00:00:00Z: its answers are from 2026-11-02T12:00"):
         answers.read(tmp_path, version=1, period=Period.parse("2027-01-01", None))
     logs.write(tmp_path, [{"loss": 1}])
     with pytest.raises(DataError, match="holds 1 lines that are no answers"):

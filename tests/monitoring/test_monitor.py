@@ -43,10 +43,14 @@ def test_a_period_of_a_log_is_held_against_what_was_before_it(model, tmp_path):
     since = {"since": "2026-11-11", "reference": tmp_path / "log"}
     found = monitor.run(model, tmp_path / "log", tmp_path / "out", **since)
     assert (found.facts["photos"], found.facts["photos of the reference"]) == (100, 100)
+    assert found.facts["since"] == "2026-11-11T00:00:00Z"
+    assert found.facts["reference from"] == "2026-11-01T12:00:00Z to 2026-11-10T12:00:00Z"
     assert found.drifted == []
     assert [day.date for day in found.days] == [f"2026-11-{day}" for day in range(11, 21)]
     with pytest.raises(ConfigError, match="is the log itself. Give --since: before it is the reference"):
         monitor.run(model, tmp_path / "log", tmp_path / "out", reference=tmp_path / "log")
+    with pytest.raises(DataError, match="log: holds no answer before 2026-10-01T00:00:00Z: its answers are from"):
+        monitor.run(model, tmp_path / "log", tmp_path / "out", since="2026-10-01", reference=tmp_path / "log")
 
 
 def test_another_log_can_be_the_reference(model, tmp_path):
@@ -77,13 +81,19 @@ def test_labels_that_tell_nothing_are_named(model, tmp_path, caplog):
         labelled("labels.csv", "path,brand\na,audi\n")
     with pytest.raises(DataError, match="labels.jsonl:1: has no columns sha256 and brand"):
         labelled("labels.jsonl", '{"sha256": "1"}\n')
-    with pytest.raises(DataError, match="of its 1 photos with a brand, .* none is in .*log. Name the labels"):
+    with pytest.raises(DataError, match="labels.csv: has no row with a brand. Name some in review.html"):
+        labelled("labels.csv", "sha256,brand\na,\n")
+    with pytest.raises(DataError, match="has no row with a brand, but 1 that were chosen as hard ones"):
+        labelled("labels.csv", "sha256,brand,chosen\na,audi,unsure\n")
+    with pytest.raises(DataError, match="none of its 1 photos is in .*log. Name the labels of photos in this log"):
         labelled("labels.csv", "sha256,brand\na,audi\nb,\nc,-\n")
     with pytest.raises(DataError, match="labels.csv:3: says 'bmw' of a, a row above 'audi'. Keep one"):
         labelled("labels.csv", "sha256,brand\na,audi\na,bmw\n")
     with pytest.raises(ConfigError, match="labels.txt: is no table. Name a .csv, .tsv"):
         labelled("labels.txt", "")
     assert labelled("labels.csv", f"sha256,brand\n{1:064X},VW\n{2:064x},audi\n").value == 0.5
+    told = json.loads((tmp_path / "out" / "monitor.json").read_text())["facts"]
+    assert told["labels that the model does not know, which count as errors"] == "vw"
     assert "the model does not know vw, so these photos count as errors" in caplog.text
 
 
@@ -132,10 +142,13 @@ def test_a_model_of_an_older_carbrand_needs_a_reference(model, tmp_path):
 
 def test_bad_input_is_named_before_anything_is_written(model, tmp_path):
     logs.write(tmp_path / "log", [{**logs.row(1), "error": "x"}])
-    with pytest.raises(DataError, match="log: holds 1 failures and no prediction. Look at them"):
+    with pytest.raises(DataError, match="log: holds 1 failures, no prediction. Its rows say why"):
         monitor.run(model, tmp_path / "log", tmp_path / "out")
-    with pytest.raises(ConfigError, match="1: lies in the model. Name another place"):
-        monitor.run(model, tmp_path / "log", model / "1")
+    for output in (model / "1", model / "1" / "x", model / "2", model):
+        with pytest.raises(ConfigError, match=f"--output={output}: lies in the model. Name another place"):
+            monitor.run(model, tmp_path / "log", output)
+    with pytest.raises(DataError, match="model/2: no such version; .*model has 1. Name one of these"):
+        monitor.run(model / "2", tmp_path / "log", tmp_path / "out")
     with pytest.raises(ConfigError, match="--min_shift=2: give a number at least 0 and at most 1"):
         monitor.run(model, tmp_path / "log", tmp_path / "out", min_shift=2)
     with pytest.raises(DataError, match="no such folder. Make it with `carbrand export"):

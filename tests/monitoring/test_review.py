@@ -35,7 +35,7 @@ def table_of(folder):
 
 
 def test_photos_of_a_log_are_copied_and_listed(model, log, tmp_path):
-    found = review.run(model, tmp_path / "out", log=log, num_photos=6)
+    found = review.run(model, tmp_path / "out", log=log, photos=6)
     rows = table_of(tmp_path / "out")
     assert [row["path"] for row in rows] == [candidate.path for candidate in found]
     assert {row["brand"] for row in rows} == {""}
@@ -46,7 +46,7 @@ def test_photos_of_a_log_are_copied_and_listed(model, log, tmp_path):
 
 
 def test_a_table_that_is_filled_in_becomes_records_and_tells_the_accuracy(model, log, drawn_photos, tmp_path):
-    review.run(model, tmp_path / "out", log=log, num_photos=12)
+    review.run(model, tmp_path / "out", log=log, photos=12)
     brands = {files.sha256_of_file(path): path.parent.name for path in drawn_photos.glob("*/0*.jpg")}
     rows = [{**row, "brand": brands[row["sha256"]]} for row in table_of(tmp_path / "out")]
     with (tmp_path / "review.csv").open("w", newline="") as file:
@@ -59,7 +59,7 @@ def test_a_table_that_is_filled_in_becomes_records_and_tells_the_accuracy(model,
     built = {photo.sha256: photo.brand for photo in photos}
     assert built == {row["sha256"]: row["brand"] for row in rows}
     found = monitor.run(model, log, tmp_path / "monitoring", labels=tmp_path / "review.csv")
-    assert found.accuracy.photos == sum(row["chosen"] == "by chance" for row in rows) == 4
+    assert found.accuracy.photos == sum(row["chosen"] == "by chance" for row in rows) == 12
     assert found.accuracy.value == 0  # the log says audi
 
 
@@ -116,7 +116,7 @@ def opened(browser, folder):
 
 
 def test_the_page_saves_what_was_named(model, log, tmp_path, browser):
-    found = review.run(model, tmp_path / "out", log=log, num_photos=6)
+    found = review.run(model, tmp_path / "out", log=log, photos=6)
     with opened(browser, tmp_path / "out") as page:
         assert page.locator("figure img").count() == 6
         page.locator("figure input").nth(1).fill('Škoda, "new"')
@@ -125,8 +125,11 @@ def test_the_page_saves_what_was_named(model, log, tmp_path, browser):
         with page.expect_download() as download:
             page.locator("#save").click()
         assert page.locator("#told").inner_text() == "2 of 6 named"
-        assert download.value.suggested_filename == "review.csv"
+        assert download.value.suggested_filename == "labels.csv"
         download.value.save_as(tmp_path / "saved" / "review.csv")
+        page.reload()
+        assert page.locator("#told").inner_text() == "2 of 6 named"
+        assert page.locator("figure input").nth(1).input_value() == 'Škoda, "new"'
     rows = table_of(tmp_path / "saved")
     assert [row["brand"] for row in rows] == ['Škoda, "new"', "audi"]
     expected = table_of(tmp_path / "out")
@@ -146,7 +149,7 @@ def test_bad_input_is_named(model, log, drawn_records, tmp_path):
     with pytest.raises(ConfigError, match="Give one of --log and --data"):
         review.run(model, tmp_path / "out", log=log, data=drawn_records)
     with pytest.raises(ConfigError, match="--photos=0: give a whole number at least 1"):
-        review.run(model, tmp_path / "out", log=log, num_photos=0)
+        review.run(model, tmp_path / "out", log=log, photos=0)
     with pytest.raises(ConfigError, match="log: is not empty, and may hold labels. Name a new folder"):
         review.run(model, log, log=log)
     logs.write(tmp_path / "other", [logs.row(1)])
@@ -162,6 +165,11 @@ def test_bad_input_is_named(model, log, drawn_records, tmp_path):
         review.run(model, tmp_path / "out", log=log)
     assert not (tmp_path / "out").exists()
     assert not list(tmp_path.glob(".unfinished-*"))
+
+
+def test_photos_that_were_not_kept_are_told(model, log, tmp_path, caplog):
+    review.run(model, tmp_path / "out", log=log)
+    assert f"{log / 'photos'}: holds 12 of the 13 photos; the others cannot be chosen" in caplog.text
 
 
 def test_a_kept_photo_that_is_damaged_is_left_out(model, log, tmp_path, caplog):

@@ -29,6 +29,11 @@ def test_no_more_photos_are_chosen_than_there_are_and_none_twice():
         assert len(chosen(number, num_photos=7)[0]) == min(number, 7)
 
 
+def test_where_all_are_looked_at_none_is_harder():
+    assert set(chosen(100)[0].values()) == {BY_CHANCE}
+    assert set(chosen(99)[0].values()) == {BY_CHANCE, UNKNOWN, UNSURE}
+
+
 def test_those_by_chance_are_a_fair_sample():
     counts = np.zeros(100)
     for seed in range(300):
