@@ -214,22 +214,20 @@ def _facts(
 
 def _counts(now: Answers, before: Answers) -> dict[str, Any]:
     """How much there was to compare, in JSON values."""
-    known = now.time[~np.isnat(now.time)]
     return {
-        "first answer": answers.told(known.min().item()) if len(known) else None,
-        "last answer": answers.told(known.max().item()) if len(known) else None,
         "photos": len(now),
+        "answered from": _span(now),
         "photos of the reference": len(before),
-        "reference from": _from(before),
+        "reference answered from": _span(before),
         "repeated answers left out": now.repeated,
         "answers of other versions left out": now.other_versions,
         "rows that are no answers": now.unreadable,
     }
 
 
-def _from(before: Answers) -> str | None:
-    """When the photos of the reference were answered; None for those of an export."""
-    known = before.time[~np.isnat(before.time)]
+def _span(found: Answers) -> str | None:
+    """When the photos were answered; None where the rows do not say it, as those of an export."""
+    known = found.time[~np.isnat(found.time)]
     return f"{answers.told(known.min().item())} to {answers.told(known.max().item())}" if len(known) else None
 
 

@@ -171,7 +171,7 @@ def _of_log(version: pathlib.Path, log: pathlib.Path, period: Period, num_photos
 
 def _of_data(version: pathlib.Path, data: str | os.PathLike[str], num_photos: int) -> list[_Found]:
     """The photos of all splits whose labels the others contradict most."""
-    from carbrand.monitoring import suspects  # here and not at the top: it loads scikit-learn, and a log needs none
+    from carbrand.monitoring import suspects  # here and not at the top: it loads scikit-learn
 
     photos = list(photos_of(data))
     groups = np.array([photo.row.group for photo in photos])
@@ -200,9 +200,7 @@ def photos_of(data: str | os.PathLike[str]) -> Iterator[RecordedPhoto]:
 
 def features_of(model_dir: str | os.PathLike[str], photos: Sequence[RecordedPhoto]) -> NDArray[np.floating]:
     """What the model's head sees of each photo, [N, F] float32."""
-    from carbrand.serving.predictor import (
-        Predictor,  # here and not at the top: it loads TensorFlow, and a log needs none
-    )
+    from carbrand.serving.predictor import Predictor  # here and not at the top: it loads TensorFlow
 
     predictor = Predictor(model_dir)
     found = []

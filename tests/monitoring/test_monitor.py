@@ -44,7 +44,7 @@ def test_a_period_of_a_log_is_held_against_what_was_before_it(model, tmp_path):
     found = monitor.run(model, tmp_path / "log", tmp_path / "out", **since)
     assert (found.facts["photos"], found.facts["photos of the reference"]) == (100, 100)
     assert found.facts["since"] == "2026-11-11T00:00:00Z"
-    assert found.facts["reference from"] == "2026-11-01T12:00:00Z to 2026-11-10T12:00:00Z"
+    assert found.facts["reference answered from"] == "2026-11-01T12:00:00Z to 2026-11-10T12:00:00Z"
     assert found.drifted == []
     assert [day.date for day in found.days] == [f"2026-11-{day}" for day in range(11, 21)]
     with pytest.raises(ConfigError, match="is the log itself. Give --since: before it is the reference"):
