@@ -17,5 +17,5 @@ mkdir "$work/empty" && cd "$work/empty"
 test -s demo/run/evaluation-test/report.json
 "$work/venv/bin/python" -c 'import carbrand.config as c; [c.find_recipe(n) for n in ("probe", "finetune", "scratch", "smoke")]'
 "$work/venv/bin/python" -c 'from carbrand.serving import app as a; assert all((a._PAGE / name).is_file() for name in a._PAGE_TYPES)'
-"$work/venv/bin/python" -c 'from carbrand import templates; [templates.load("carbrand.monitoring", f"{n}.html") for n in ("monitor", "review")]'
+"$work/venv/bin/python" -c 'from importlib import resources as r; assert all((r.files("carbrand.monitoring") / "templates" / f"{n}.html").is_file() for n in ("monitor", "review"))'
 echo "the wheel runs the demo without the sources"
