@@ -2,9 +2,11 @@
 
 import concurrent.futures
 import contextlib
+import csv
 import errno
 import fcntl
 import hashlib
+import io
 import json
 import os
 import pathlib
@@ -113,6 +115,13 @@ def write_json(path: str | os.PathLike[str], value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
+def csv_text(rows: Iterable[Iterable[Any]]) -> str:
+    """`rows` as CSV, each ended by a line feed."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue()
+
+
 def write_jsonl(path: str | os.PathLike[str], rows: Iterable[Any]) -> str:
     """Writes each of `rows` as one line of JSON, atomically, and returns the SHA-256 of the file."""
     digest = hashlib.sha256()
@@ -139,17 +148,16 @@ def read_log(path: str | os.PathLike[str], containing: bytes = b"") -> Iterator[
       path: Of the file.
       containing: What the lines of the rows contain; the others are not parsed.
     """
-    if not pathlib.Path(path).exists():
-        return
-    with pathlib.Path(path).open("rb") as file:
-        for line in file:
-            if containing in line:
-                try:
-                    row = json.loads(line)
-                except ValueError:
-                    continue
-                if isinstance(row, dict):
-                    yield row
+    path = pathlib.Path(path)
+    lines = path.read_bytes().splitlines() if path.exists() else []
+    for line in lines:
+        if containing in line:
+            try:
+                row = json.loads(line)
+            except ValueError:
+                continue
+            if isinstance(row, dict):
+                yield row
 
 
 @contextlib.contextmanager

@@ -1,8 +1,6 @@
 """Several evaluations of the same photos in one table and one picture."""
 
-import csv
 import dataclasses
-import io
 import os
 import pathlib
 from collections.abc import Sequence
@@ -55,9 +53,7 @@ def run(reports: Sequence[str | os.PathLike[str]], output: str | os.PathLike[str
     checks.folder("--output", output)
     compared = compare(reports)
     table = _table(compared)
-    buffer = io.StringIO()
-    csv.writer(buffer, lineterminator="\n").writerows(table)
-    files.write_text(output / TABLE, buffer.getvalue())
+    files.write_text(output / TABLE, files.csv_text(table))
     with files.atomic_writer(output / PICTURE) as file:
         figure(compared).savefig(file, format="png", dpi=120)
     return text.aligned(table, left=1) + "\n"

@@ -59,8 +59,9 @@ def _percent(share: float | None) -> float:
 
 def _histograms(found: Monitoring, before: Answers, now: Answers) -> Figure:
     """What is measured of the photos, in the reference and now."""
-    figure = Figure(figsize=(9, 2.3 * -(-len(drift.MEASURES) // 3)), layout="constrained")
-    places = figure.subplots(-(-len(drift.MEASURES) // 3), 3).ravel()
+    num_rows = -(-len(drift.MEASURES) // 3)
+    figure = Figure(figsize=(9, 2.3 * num_rows), layout="constrained")
+    places = figure.subplots(num_rows, 3).ravel()
     drifted = {shift.signal for shift in found.drifted}
     for axes, (signal, values_of) in zip(places, drift.MEASURES.items(), strict=False):
         samples = values_of(before), values_of(now)

@@ -5,9 +5,7 @@ review.csv    the same photos, with an empty column for their brands
 photos/       those of a log, as they were sent; `build` reads labels.csv with them
 """
 
-import csv
 import dataclasses
-import io
 import logging
 import os
 import pathlib
@@ -118,6 +116,7 @@ def run(
         raise ConfigError(f"--output={output}: is not empty, and may hold labels. Name a new folder.")
     period = Period.parse(since, until)
     version = exported.find(model_dir)
+    brands = exported.load(version).brands
     exported.check_elsewhere(output, version)
     if log is not None:
         found = _of_log(version, pathlib.Path(log), period, photos, seed)
@@ -125,8 +124,8 @@ def run(
         found = _of_data(version, data or "", photos)
     candidates = [candidate for candidate, _, _ in found]
     pages = {
-        PAGE: _page(found, exported.load(version).brands, output, is_log=log is not None),
-        TABLE: _table(candidates),
+        PAGE: _page(found, brands, output, is_log=log is not None),
+        TABLE: files.csv_text([_COLUMNS, *map(_row, candidates)]),
     }
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=output.parent, prefix=".unfinished-") as unfinished:
@@ -229,9 +228,3 @@ def _row(candidate: Candidate) -> list[str]:
     """As it stands in the table; the brand is for a person to fill in."""
     values = {**dataclasses.asdict(candidate), "brand": "", "probability": f"{candidate.probability:.3f}"}
     return [values[column] for column in _COLUMNS]
-
-
-def _table(candidates: Sequence[Candidate]) -> str:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([_COLUMNS, *map(_row, candidates)])
-    return text.getvalue()

@@ -1,7 +1,6 @@
 """Files, folders and patterns -> a table, CSV or JSONL with one row per photo, in order."""
 
 import contextlib
-import csv
 import io
 import itertools
 import json
@@ -127,15 +126,9 @@ def _line(result: Prediction | Failure) -> str:
 
 def _csv(predictor: Predictor, _: Sequence[str], rows: Iterator[Row]) -> Iterator[str]:
     header = ["path", *flat(predictor, Failure(""))]
-    yield _csv_line(header)
+    yield files.csv_text([header])
     for name, result in rows:
-        yield _csv_line([shown(name), *flat(predictor, result).values()])
-
-
-def _csv_line(values: Sequence[object]) -> str:
-    line = io.StringIO()
-    csv.writer(line, lineterminator="\n").writerow(values)
-    return line.getvalue()
+        yield files.csv_text([[shown(name), *flat(predictor, result).values()]])
 
 
 def _jsonl(predictor: Predictor, _: Sequence[str], rows: Iterator[Row]) -> Iterator[str]:

@@ -1,8 +1,6 @@
 """What a study has found so far: its trials as a table, CSV and picture, and the best one as a recipe."""
 
-import csv
 import dataclasses
-import io
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -81,13 +79,11 @@ def best_gin(recipe: str, row: TrialRow, bindings: Sequence[str]) -> str:
 def csv_text(rows: Sequence[TrialRow]) -> str:
     """One line a trial, in the order given, and one column a parameter."""
     names = list(dict.fromkeys(name for row in rows for name in row.values))
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["trial", "state", "loss", "accuracy", "validations", "seconds", *names, "reason"])
+    table: list[list[object]] = [["trial", "state", "loss", "accuracy", "validations", "seconds", *names, "reason"]]
     for row in rows:
         facts = [row.number, row.state, row.loss, row.accuracy, row.validations, row.seconds]
-        writer.writerow([*facts, *(row.values.get(name) for name in names), row.reason])
-    return text.getvalue()
+        table.append([*facts, *(row.values.get(name) for name in names), row.reason])
+    return files.csv_text(table)
 
 
 def table(rows: Sequence[TrialRow], metric: str) -> str:
